@@ -1,0 +1,126 @@
+"""What the agent needs of the GPUs of its node: one Protocol, its facts and its errors.
+
+NVML stands behind it on a real node, memory behind it in tests. A backend runs its own blocking calls somewhere else
+than on the event loop. This module imports no driver and does nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpu_tenancy.api.node import GpuMode
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """One GPU as the driver shows it."""
+
+    index: int
+    """NVML index; may change with a reboot."""
+    uuid: str
+    """NVML UUID, ``GPU-…``."""
+    model: str
+    """NVML name without the vendor, e.g. ``A100-SXM4-80GB``."""
+    memory_mib: int
+    """Total memory in MiB."""
+    multiprocessors: int
+    """Streaming multiprocessors."""
+    pci_bus_id: str
+    """PCI address, ``0000:3b:00.0``."""
+    mode: GpuMode
+    """Whole or MIG, as it is now."""
+    healthy: bool = True
+    """False: nothing is made or published on it."""
+    message: str = ""
+    """Why it is not healthy, as a sentence."""
+    nodes: tuple[str, ...] = ()
+    """Device nodes that a container needs to use the whole GPU; empty where there are none to give."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One MIG instance: a GPU instance with the full-width compute instance in it."""
+
+    gpu: str
+    """UUID of its GPU."""
+    profile: str
+    """Profile by its name on that model, e.g. ``3g.40gb``."""
+    start: int
+    """First memory slice, 0 to 7."""
+    size: int
+    """Memory slices, 1 to 8."""
+    uuid: str
+    """UUID of the MIG device, ``MIG-…``; empty for a GPU instance that has no compute instance."""
+    gpu_instance: int
+    """NVML GPU instance id."""
+    compute_instance: int | None
+    """NVML compute instance id; None where there is none."""
+    memory_mib: int
+    """Its memory in MiB."""
+    multiprocessors: int
+    """Its streaming multiprocessors."""
+    nodes: tuple[str, ...] = ()
+    """Device nodes that a container needs to use it; empty where there are none to give."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process that uses a device."""
+
+    pid: int
+    """Process id on the host."""
+    name: str
+    """Its command, as far as it is known."""
+
+
+class GpuError(Exception):
+    """A call to the driver failed; the message is a sentence that names GPU, call and remedy."""
+
+
+class InUse(GpuError):  # noqa: N818  (the driver's own word)
+    """The device is in use, or the driver says so (it does at times after the last process has ended)."""
+
+
+class InsufficientResources(GpuError):  # noqa: N818
+    """The placement is taken: what the agent believed about the GPU is stale."""
+
+
+class GpuLost(GpuError):  # noqa: N818
+    """The GPU has fallen off the bus or needs a reset; only a person or a reboot brings it back."""
+
+
+class Gpus(Protocol):
+    """The GPUs of one node.
+
+    The agent never has two calls for one GPU under way, `list` excepted; calls for different GPUs overlap. A call that
+    hangs must hang alone. Each may raise GpuError.
+    """
+
+    async def boot_id(self) -> str:
+        """Identity of the node's current boot: with a new one no MIG instance and no prepared claim is left."""
+        ...
+
+    async def list(self) -> Sequence[GpuFacts]:
+        """Every GPU of the node. A faulty one is listed as not healthy, from memory if it no longer answers."""
+        ...
+
+    async def instances(self, gpu: str) -> Sequence[Instance]:
+        """MIG instances of one GPU, found by walking GPU instances, so that those without a compute instance count."""
+        ...
+
+    async def create(self, gpu: str, profile: str, start: int) -> Instance:
+        """Create a MIG instance at exactly that placement. Raises InsufficientResources where it is taken.
+
+        It leaves nothing half-made behind unless the process dies in it.
+        """
+        ...
+
+    async def destroy(self, instance: Instance) -> None:
+        """Destroy a MIG instance; one that is gone already counts as destroyed. Raises InUse."""
+        ...
+
+    async def processes(self, device: str) -> Sequence[Process]:
+        """Processes that use the device with this UUID, a whole GPU or a MIG device."""
+        ...

@@ -1,0 +1,386 @@
+"""What follows from a situation: the difference between what should be and what is, as steps.
+
+Pure. `diff` returns the steps that can be taken now; each makes others possible, and with none left the node is as its
+spec says. The order in which a device changes hands is the specification:
+
+- taking away: Withdraw (out of the slice) → Drain (say so) → Await (claims, processes) and Prove → Destroy → Forget;
+- making: Accept → Await (former holders of the same memory slices) → Create or Adopt → Store → Publish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from gpu_tenancy.agent.gpus import GpuFacts, Instance
+from gpu_tenancy.agent.situation import (
+    WHOLE_GPU,
+    Held,
+    PreparedClaim,
+    Situation,
+    claims_on,
+    instance_of,
+    is_own,
+    is_wanted,
+)
+from gpu_tenancy.api.base import Holder, HolderKind
+from gpu_tenancy.api.node import GpuMode, Slot, SlotState
+from gpu_tenancy.mig.profiles import FULL, of_model
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Take the slot in hand."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Take the device out of the ResourceSlice."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The device is out of the slice: say that it waits for its holder."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Nothing to do for the device but to wait, for the reason given."""
+
+    device: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The device cannot be made or cannot serve, for the reason given."""
+
+    device: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remake:
+    """The instance under a serving device is gone: make it once more."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prove:
+    """Look twice whether any process uses the device; `subject` is its name, or the UUID of an orphaned instance."""
+
+    subject: str
+    gpu: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Destroy:
+    """Destroy the MIG instance; `subject` is the device it was, or the UUID of an orphaned instance."""
+
+    subject: str
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Create the MIG instance at exactly the slot's placement; of a whole GPU, check that nobody else uses it."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """The slot's instance exists already, of the agent's own making: verify it."""
+
+    slot: Slot
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write into GpuNode.status since when the device is ready."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Put the device into the ResourceSlice."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Nothing is left of the device: drop it."""
+
+    device: str
+
+
+Bookkeeping: TypeAlias = Accept | Drain | Await | Fail | Remake | Forget
+"""Steps that change nothing outside the agent's memory."""
+Hardware: TypeAlias = Prove | Destroy | Create | Adopt
+"""Steps on one GPU; one at a time on each."""
+Announcement: TypeAlias = Withdraw | Store | Publish
+"""Steps on the API server; one write may carry several."""
+Step: TypeAlias = Bookkeeping | Hardware | Announcement
+
+
+def diff(situation: Situation) -> tuple[Step, ...]:
+    """Every step that can be taken now, GPU by GPU; leases before pools on each. Empty when all is as specified."""
+    return tuple(step for gpu in gpus_of(situation) for step in diff_gpu(situation, gpu))
+
+
+def gpus_of(situation: Situation) -> tuple[str, ...]:
+    """UUIDs of every GPU that is there, wanted or in hand, sorted."""
+    known = set(situation.gpus) | set(situation.instances)
+    known |= {slot.gpu for slot in situation.wanted.values()}
+    known |= {held.slot.gpu for held in situation.held.values()}
+    return tuple(sorted(known))
+
+
+def diff_gpu(situation: Situation, gpu: str) -> tuple[Step, ...]:
+    """The steps that can be taken on one GPU now."""
+    return tuple(_steps_of(situation, gpu))
+
+
+def _steps_of(situation: Situation, gpu: str) -> Iterator[Step]:
+    held_here = sorted((held for held in situation.held.values() if held.slot.gpu == gpu), key=_rank)
+    for held in held_here:
+        if held.published and not serves(situation, held):
+            yield Withdraw(held.slot.device)
+        elif not is_wanted(situation, held):
+            yield from _take_away(situation, held)
+    yield from _orphans(situation, gpu, held_here)
+    for held in held_here:
+        if is_wanted(situation, held) and (serves(situation, held) or not held.published):
+            yield from _make(situation, held)
+    for device, slot in sorted(situation.wanted.items()):
+        if slot.gpu == gpu and device not in situation.held:
+            yield Accept(slot)
+
+
+def _rank(held: Held) -> tuple[bool, int, str]:
+    """Leases first: somebody waits for them and somebody pays for them."""
+    return (held.slot.holder.kind is not HolderKind.GPU_LEASE, held.slot.start, held.slot.device)
+
+
+def serves(situation: Situation, held: Held) -> bool:
+    """Whether the device belongs into the ResourceSlice: wanted, ready, stored as ready, and nothing wrong with it."""
+    sound = is_wanted(situation, held) and fault(situation, held) is None
+    return sound and held.state is SlotState.READY and (held.stored or held.published)
+
+
+# ------------------------------------------------------------------------------------------------------------ taking away
+
+
+def _take_away(situation: Situation, held: Held) -> Iterator[Step]:
+    device = held.slot.device
+    if held.state is not SlotState.DRAINING:
+        yield Drain(device)
+        return
+    blocked = release_blocked(situation, held)
+    if blocked is not None:
+        yield Await(device, blocked)
+        return
+    instance = instance_of(situation, held.slot)
+    if device in situation.resting:
+        yield Await(device, held.message)
+    elif _was_handed_out(held) and _still_there(held, instance) and device not in situation.proven:
+        yield Prove(device, held.slot.gpu, held.uuid)
+    elif instance is not None:
+        yield Destroy(device, instance)
+    else:
+        yield Forget(device)
+
+
+def _was_handed_out(held: Held) -> bool:
+    return held.ready_at is not None
+
+
+def _still_there(held: Held, instance: Instance | None) -> bool:
+    """Whether there is a device on which a process could run."""
+    return held.slot.profile == FULL or instance is not None
+
+
+def release_blocked(situation: Situation, held: Held) -> str | None:
+    """Which claims on the device kubelet has not given back, as a sentence; None where it has given back all."""
+    claims = claims_on(situation, held.slot.device)
+    if not claims:
+        return None
+    return f"waits for {_who(held.slot.holder)} to release {held.slot.device}: {_still_prepared(claims)}"
+
+
+def _still_prepared(claims: tuple[PreparedClaim, ...]) -> str:
+    named = ", ".join(_user(claim) for claim in claims[:3])
+    return f"{len(claims)} {'claim' if len(claims) == 1 else 'claims'} still prepared ({named})"
+
+
+def _user(claim: PreparedClaim) -> str:
+    if claim.users:
+        return f"pod {claim.namespace}/{claim.users[0]}"
+    return f"claim {claim.namespace}/{claim.name}"
+
+
+_KINDS: Final[Mapping[HolderKind, str]] = {HolderKind.GPU_LEASE: "lease", HolderKind.MINING_POOL: "mining pool"}
+
+
+def _who(holder: Holder) -> str:
+    return f"{_KINDS[holder.kind]} {holder.namespace}/{holder.name}"
+
+
+def _orphans(situation: Situation, gpu: str, held_here: list[Held]) -> Iterator[Step]:
+    """Instances of the agent's own making that no device in hand explains: they hold memory for nobody."""
+    explained = {(held.slot.profile, held.slot.start) for held in held_here}
+    for instance in situation.instances.get(gpu, ()):
+        subject = orphan(instance)
+        if (instance.profile, instance.start) in explained or not is_own(situation, instance):
+            continue
+        if subject in situation.resting:
+            continue
+        if instance.uuid and subject not in situation.proven:
+            yield Prove(subject, gpu, instance.uuid)
+        else:
+            yield Destroy(subject, instance)
+
+
+def orphan(instance: Instance) -> str:
+    """What an instance that belongs to no device is called in `proven` and `resting`."""
+    return instance.uuid or f"{instance.gpu}/gi{instance.gpu_instance}"
+
+
+# ------------------------------------------------------------------------------------------------------------------ making
+
+
+def _make(situation: Situation, held: Held) -> Iterator[Step]:
+    device = held.slot.device
+    wrong = fault(situation, held)
+    match held.state:
+        case SlotState.DRAINING:
+            yield Accept(situation.wanted[device])
+        case _ if wrong is not None:
+            if (held.state, held.message) != (SlotState.FAILED, wrong):
+                yield Fail(device, wrong)
+        case SlotState.READY if not _exists(situation, held):
+            yield Remake(device)
+        case SlotState.READY if not held.stored:
+            yield Store(device)
+        case SlotState.READY:
+            if not held.published:
+                yield Publish(device)
+        case SlotState.PREPARING | SlotState.FAILED:
+            yield _begin(situation, held)
+
+
+def _begin(situation: Situation, held: Held) -> Step:
+    slot = held.slot
+    blocked = making_blocked(situation, held)
+    if blocked is not None:
+        return Await(slot.device, blocked)
+    if slot.device in situation.resting:
+        return Await(slot.device, held.message)
+    instance = instance_of(situation, slot)
+    return Create(slot) if instance is None else Adopt(slot, instance)
+
+
+def _exists(situation: Situation, held: Held) -> bool:
+    if held.slot.profile == FULL:
+        return held.slot.gpu in situation.gpus
+    instance = instance_of(situation, held.slot)
+    return instance is not None and instance.uuid == held.uuid
+
+
+def making_blocked(situation: Situation, held: Held) -> str | None:
+    """Whose memory slices the device waits for, as a sentence; None where they are free."""
+    mask = slices(situation.gpus.get(held.slot.gpu), held.slot)
+    for other in sorted(situation.held.values(), key=_rank):
+        if other is not held and _occupies(situation, other) and _overlap(situation, other, held.slot.gpu, mask):
+            return release_blocked(situation, other) or _takes(other)
+    for instance in situation.instances.get(held.slot.gpu, ()):
+        if _mask(instance) & mask and is_own(situation, instance) and instance_of(situation, held.slot) != instance:
+            return f"waits for MIG instance {instance.profile} at {instance.start} of a former device to be destroyed"
+    return None
+
+
+def _takes(other: Held) -> str:
+    trouble = f": {other.message}" if other.message else ""
+    return f"waits for {other.slot.device} of {_who(other.slot.holder)} to be taken away{trouble}"
+
+
+def _occupies(situation: Situation, held: Held) -> bool:
+    return _was_handed_out(held) or instance_of(situation, held.slot) is not None
+
+
+def _overlap(situation: Situation, held: Held, gpu: str, mask: int) -> bool:
+    return held.slot.gpu == gpu and bool(slices(situation.gpus.get(gpu), held.slot) & mask)
+
+
+def slices(gpu: GpuFacts | None, slot: Slot) -> int:
+    """Memory slices of a slot as bits; all of them where the geometry is not known."""
+    profile = None if gpu is None or slot.profile == FULL else of_model(gpu.model).get(slot.profile)
+    return WHOLE_GPU if profile is None else profile.mask(slot.start)
+
+
+def _mask(instance: Instance) -> int:
+    return ((1 << instance.size) - 1) << instance.start
+
+
+# ------------------------------------------------------------------------------------------------------------------ faults
+
+
+def fault(situation: Situation, held: Held) -> str | None:
+    """Why the device cannot be made or cannot serve, as a sentence naming the remedy; None where nothing is wrong."""
+    slot = held.slot
+    gpu = situation.gpus.get(slot.gpu)
+    if gpu is None:
+        return f"GPU {slot.gpu} is not on this node; it was taken out, or the slot is for another node"
+    if not gpu.healthy:
+        return f"GPU {gpu.index} is not healthy: {gpu.message}"
+    return _misfit(gpu, slot) or _intruder(situation, gpu, slot)
+
+
+def _misfit(gpu: GpuFacts, slot: Slot) -> str | None:
+    """Why such a slot cannot be on such a GPU at all."""
+    if (slot.profile == FULL) != (gpu.mode is GpuMode.WHOLE):
+        wanted = "a whole GPU" if slot.profile == FULL else f"the MIG profile {slot.profile}"
+        return f"GPU {gpu.index} is in mode {gpu.mode}, the slot asks for {wanted}; modes change at onboarding only"
+    if slot.profile == FULL:
+        return None
+    profile = of_model(gpu.model).get(slot.profile)
+    if profile is None:
+        return f"{gpu.model} has no MIG profile {slot.profile}; it has {', '.join(of_model(gpu.model)) or 'none'}"
+    if slot.start not in profile.starts:
+        return f"{slot.profile} cannot start at memory slice {slot.start} of {gpu.model}, only at {list(profile.starts)}"
+    return None
+
+
+def _intruder(situation: Situation, gpu: GpuFacts, slot: Slot) -> str | None:
+    """Which instance of somebody else's making lies where the device should be."""
+    mask = slices(gpu, slot)
+    for instance in foreign(situation, gpu.uuid):
+        if _mask(instance) & mask:
+            return intrusion(gpu, instance)
+    return None
+
+
+def foreign(situation: Situation, gpu: str) -> tuple[Instance, ...]:
+    """Instances on a GPU that the agent did not create."""
+    return tuple(one for one in situation.instances.get(gpu, ()) if not is_own(situation, one))
+
+
+def intrusion(gpu: GpuFacts, instance: Instance) -> str:
+    """The sentence about an instance that the agent did not create."""
+    return (
+        f"GPU {gpu.index} holds MIG instance {instance.profile} at memory slice {instance.start} "
+        f"(GPU instance {instance.gpu_instance}) that gpu-tenancy did not create; destroy it with "
+        f"nvidia-smi mig -dci and -dgi once nobody uses it"
+    )

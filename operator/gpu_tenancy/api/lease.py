@@ -1,0 +1,236 @@
+"""GpuLease: the contract between a tenant and the owner of the GPUs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field, WithJsonSchema
+
+from gpu_tenancy.api.base import ApiModel, ConditionStatus, Currency, DecimalString, Duration, MicroTime, Quantity, Time
+
+
+class Tier(StrEnum):
+    """How firm a lease is."""
+
+    ON_DEMAND = "OnDemand"
+
+
+class OnCompletion(StrEnum):
+    """What a finished Job means for the lease."""
+
+    RELEASE = "Release"
+    HOLD = "Hold"
+
+
+class ConditionType(StrEnum):
+    """Conditions of a GpuLease; `Ready` is the roll-up and its reason is the State column."""
+
+    READY = "Ready"
+    ADMITTED = "Admitted"
+    ALLOCATED = "Allocated"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    EXPIRED = "Expired"
+    SETTLED = "Settled"
+
+
+class Reason(StrEnum):
+    """Machine-readable reasons of a GpuLease's conditions."""
+
+    # waiting and refusing
+    QUEUED = "Queued"
+    SUSPENDED = "Suspended"
+    CHECKING_TEMPLATE = "CheckingTemplate"
+    IMPOSSIBLE = "Impossible"
+    NO_RATE = "NoRate"
+    INVALID_TEMPLATE = "InvalidTemplate"
+    INVALID_SPEC = "InvalidSpec"
+    NAME_TAKEN = "NameTaken"
+    EXTENSION_REFUSED = "ExtensionRefused"
+    API_REJECTED = "ApiRejected"
+    # running
+    ADMITTED = "Admitted"
+    UNPRICED = "Unpriced"
+    PLACED = "Placed"
+    PREPARING = "Preparing"
+    AGENT_SILENT = "AgentSilent"
+    DEVICE_FAILED = "DeviceFailed"
+    NODE_LOST = "NodeLost"
+    READY = "Ready"
+    # ending
+    RUNNING = "Running"
+    UNTIL_DELETED = "UntilDeleted"
+    NOTICE_GIVEN = "NoticeGiven"
+    DRAINING = "Draining"
+    EXPIRED = "Expired"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    DELETED = "Deleted"
+    OPEN = "Open"
+    SETTLED = "Settled"
+    UP_TO_DATE = "UpToDate"
+
+
+class GpusSpec(ApiModel):
+    """The GPUs of each pod."""
+
+    profile: str = Field(max_length=16)
+    """`full` for whole GPUs, or a MIG profile by its name on that model: 1g.5gb, 2g.10gb, 3g.20gb, 4g.20gb, 7g.40gb
+    on A100 40 GB; 1g.10gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb on A100 80 GB."""
+    count: int = Field(default=1, ge=1, le=16)
+    """Devices per pod, all on one node: 1 to 16 for `full`; exactly 1 for a slice, because CUDA sees only one MIG
+    device per process."""
+    model: str | None = Field(default=None, max_length=63)
+    """GPU model by its NVML name without the vendor, e.g. A100-SXM4-80GB. Absent: any model that fits."""
+
+
+class PodResources(ApiModel):
+    """What each pod needs besides GPUs; planned together with them."""
+
+    cpu: Quantity = "1"
+    """CPU cores per pod, e.g. "16" or "500m"."""
+    memory: Quantity = "1Gi"
+    """Memory per pod, e.g. 128Gi."""
+
+
+class Term(ApiModel):
+    """How long the lease runs."""
+
+    duration: Duration | None = None
+    """Length of the lease from the first billed second, e.g. 4h. Absent: until the lease is deleted. May be changed
+    while the lease runs; the change is an admission that can be refused: status.expiresAt is the authority."""
+    notice: Duration = "5m"
+    """How long before the end the tenant is told (condition Expired with reason NoticeGiven, and an Event). Shorter
+    than duration."""
+
+
+Template = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
+]
+
+
+class GpuLeaseSpec(ApiModel):
+    """What is rented, for how long, at which tier, and optionally what runs on it."""
+
+    gpus: GpusSpec
+    """The GPUs of each pod. Immutable."""
+    pods: int = Field(default=1, ge=1, le=64)
+    """Size of the gang: that many pods, each with its GPUs on one node; placed all together or not at all. Immutable."""
+    pod_resources: PodResources | None = None
+    """CPU and memory of each pod, planned with the GPUs. Taken from the template where there is one."""
+    tier: Tier = Tier.ON_DEMAND
+    """OnDemand: never pre-empted. Immutable."""
+    term: Term = Term()
+    """How long the lease runs."""
+    suspend: bool = False
+    """true gives the GPUs back and stops billing; the lease keeps its name and price. false queues it again."""
+    on_completion: OnCompletion = OnCompletion.RELEASE
+    """With a template: Release ends the lease when its Job has finished or failed; Hold keeps the GPUs (and bills)."""
+    template: Template | None = None
+    """Pod template {metadata, spec} to run as an indexed Job of `pods` pods. Absent: bring your own pods, which refer to
+    the ResourceClaimTemplate that has the lease's name. Immutable."""
+
+
+class LeaseCondition(ApiModel):
+    """metav1.Condition of a lease."""
+
+    type: ConditionType
+    """Ready, Admitted, Allocated, Reconciling, Stalled, Expired or Settled."""
+    status: ConditionStatus
+    """True, False or Unknown."""
+    reason: Reason
+    """Machine-readable cause."""
+    message: str = Field(default="", max_length=1024)
+    """The cause in plain English, with numbers."""
+    last_transition_time: Time
+    """When status last changed."""
+    observed_generation: int = Field(ge=0)
+    """Generation of the spec that this condition was computed from."""
+
+
+class Price(ApiModel):
+    """Price of one device for one hour, copied from the PriceBook when the lease was admitted."""
+
+    per_hour: DecimalString
+    """Decimal string per device and hour."""
+    currency: Currency
+    """ISO 4217 currency."""
+    book: str = Field(max_length=253)
+    """PriceBook it was copied from."""
+
+
+class Cost(ApiModel):
+    """Money and the seconds it stands for, up to `asOf`."""
+
+    amount: DecimalString
+    """Rounded half-even to 1/100 for display; invoices are computed from UsageRecords."""
+    currency: Currency
+    """ISO 4217 currency."""
+    seconds: int = Field(ge=0)
+    """Billed seconds of the lease so far, all segments; each of its devices is billed for all of them."""
+    as_of: Time
+    """Instant up to which this was computed; moves on transitions, else at most every five minutes."""
+
+
+class LeaseEnd(ApiModel):
+    """How a lease ended for good."""
+
+    at: Time
+    """The last billed instant (exclusive), or the instant of the decision where nothing was billed."""
+    reason: Reason
+    """Expired, Completed, Failed or Deleted."""
+    message: str = Field(default="", max_length=1024)
+    """In plain English."""
+
+
+class GpuLeaseStatus(ApiModel):
+    """What became of the lease. Written by the operator only."""
+
+    observed_generation: int | None = None
+    """Generation of the spec that this status was computed from."""
+    conditions: Annotated[
+        list[LeaseCondition],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = []
+    """Ready, Admitted, Allocated, Reconciling, Stalled, Expired, Settled."""
+    contract: str | None = Field(default=None, max_length=64)
+    """Identity of the contract in the ledger: UsageRecords are named <contract>-<segment>."""
+    admitted_at: MicroTime | None = None
+    """When the lease was first admitted; its price was locked then."""
+    price: Price | None = None
+    """Locked price; absent while not admitted and for leases admitted without any PriceBook."""
+    accepted_duration: Duration | None = None
+    """The term.duration in force; differs from spec.term.duration where a change was refused."""
+    attempt: int = Field(default=0, ge=0)
+    """Placement attempts so far; the Job of attempt n is named <lease>-n."""
+    devices: int | None = Field(default=None, ge=1)
+    """Devices of the lease in all: pods × gpus.count."""
+    ready_devices: int | None = Field(default=None, ge=0)
+    """Devices that are published for the lease now."""
+    nodes: Annotated[list[str], Field(max_length=64)] = []
+    """Nodes on which its devices are."""
+    position: int | None = Field(default=None, ge=1)
+    """Place in the queue, 1 is next; absent when not queued."""
+    segment: int = Field(default=0, ge=0)
+    """Number of the current or last billing segment."""
+    billable_from: Time | None = None
+    """Start of the current or last billing segment."""
+    billable_to: Time | None = None
+    """End of the last billing segment (exclusive); absent while one is open."""
+    expires_at: Time | None = None
+    """When the lease ends by itself; absent without a duration and before the first billed second."""
+    cost: Cost | None = None
+    """What the lease has cost so far; absent when unpriced or not yet billed."""
+    ended: LeaseEnd | None = None
+    """Present once the lease is over for good."""
+
+
+class GpuLease(ApiModel):
+    """A rental of GPUs, whole or MIG slices, by the second."""
+
+    spec: GpuLeaseSpec
+    """What is rented."""
+    status: GpuLeaseStatus | None = None
+    """What became of it."""

@@ -1,0 +1,173 @@
+"""GpuNode: the channel between operator and agent, one per GPU node.
+
+`spec` is what should be (written by the operator, by compare-and-swap on the generation); `status` is what is
+(written by the node's agent). A slot that is in status but no longer in spec is being taken away.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from gpu_tenancy.api.base import ApiModel, ConditionStatus, Holder, MicroTime, Time
+
+
+class GpuMode(StrEnum):
+    """Mode of a GPU."""
+
+    WHOLE = "Whole"
+    MIG = "MIG"
+
+
+class SlotState(StrEnum):
+    """Life of a device on its node."""
+
+    PREPARING = "Preparing"
+    """Wanted; waits for the former holder to be gone and for its partition."""
+    READY = "Ready"
+    """Exists, empty of others, stored as ready; published in the node's ResourceSlice."""
+    DRAINING = "Draining"
+    """No longer wanted and withdrawn from scheduling; waits until its holder has let go."""
+    FAILED = "Failed"
+    """Could not be made; the message says why. The agent keeps trying."""
+
+
+class NodeConditionType(StrEnum):
+    """Conditions of a GpuNode, written by the agent."""
+
+    READY = "Ready"
+
+
+class NodeReason(StrEnum):
+    """Machine-readable reasons of a GpuNode's conditions."""
+
+    READY = "Ready"
+    WORKING = "Working"
+    NO_GPUS = "NoGpus"
+    DEVICE_FAILED = "DeviceFailed"
+
+
+class Slot(ApiModel):
+    """One device that should exist and whom it belongs to."""
+
+    device: str = Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    """Name of the device in the ResourceSlice: its placement and a hash of its holder, e.g. gpu3-9f2c41 or
+    gpu3-1g10gb-6-9f2c41. A new holder is a new name."""
+    gpu: str = Field(max_length=96)
+    """UUID of the GPU."""
+    profile: str = Field(max_length=16)
+    """`full` for a whole GPU, else a MIG profile."""
+    start: int = Field(default=0, ge=0, le=7)
+    """First memory slice of the placement; 0 for a whole GPU."""
+    holder: Holder
+    """Whom the device belongs to."""
+    attempt: int = Field(default=1, ge=1)
+    """Placement attempt of the lease; 1 for pools."""
+    since: MicroTime
+    """When the operator decided this; a lease is never billed from before it."""
+
+
+class GpuNodeSpec(ApiModel):
+    """The devices that should exist on the node. Written by the operator only."""
+
+    slots: Annotated[
+        list[Slot],
+        Field(max_length=112, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["device"]}),
+    ] = []
+    """Wanted devices; at most 7 on each of 16 GPUs."""
+
+
+class Gpu(ApiModel):
+    """One GPU as NVML shows it."""
+
+    index: int = Field(ge=0, le=63)
+    """NVML index on the node."""
+    uuid: str = Field(max_length=96)
+    """NVML UUID."""
+    model: str = Field(max_length=63)
+    """NVML name without the vendor, e.g. A100-SXM4-80GB."""
+    memory_mib: int = Field(ge=1)
+    """Total memory in MiB."""
+    pci_bus_id: str = Field(default="", max_length=32)
+    """PCI bus id."""
+    mode: GpuMode
+    """Whole or MIG, as observed."""
+    healthy: bool = True
+    """false: nothing is planned on it."""
+    message: str = Field(default="", max_length=512)
+    """Why it is not healthy."""
+
+
+class ObservedSlot(ApiModel):
+    """One device that exists or is being made or taken away."""
+
+    device: str = Field(max_length=63)
+    """Name of the device."""
+    gpu: str = Field(max_length=96)
+    """UUID of the GPU."""
+    profile: str = Field(max_length=16)
+    """`full` or a MIG profile."""
+    start: int = Field(default=0, ge=0, le=7)
+    """First memory slice."""
+    holder: Holder
+    """Whom it belongs to."""
+    state: SlotState
+    """Preparing, Ready, Draining or Failed."""
+    uuid: str = Field(default="", max_length=96)
+    """NVML UUID of the device itself (GPU-… or MIG-…), once it exists."""
+    ready_at: MicroTime | None = None
+    """When the device was ready; stored before it is published."""
+    message: str = Field(default="", max_length=512)
+    """What it waits for, or why it failed."""
+
+
+class NodeCondition(ApiModel):
+    """metav1.Condition of a node."""
+
+    type: NodeConditionType
+    """Ready."""
+    status: ConditionStatus
+    """True, False or Unknown."""
+    reason: NodeReason
+    """Machine-readable cause."""
+    message: str = Field(default="", max_length=1024)
+    """The cause in plain English."""
+    last_transition_time: Time
+    """When status last changed."""
+    observed_generation: int = Field(ge=0)
+    """Generation of the spec that this condition was computed from."""
+
+
+class GpuNodeStatus(ApiModel):
+    """The devices that are. Written by the node's agent only."""
+
+    observed_generation: int | None = None
+    """Generation of the spec that the agent has acted upon."""
+    boot_id: str = Field(default="", max_length=64)
+    """Boot of the node that the devices belong to."""
+    gpus: Annotated[
+        list[Gpu],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["uuid"]}),
+    ] = []
+    """GPUs of the node."""
+    slots: Annotated[
+        list[ObservedSlot],
+        Field(max_length=224, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["device"]}),
+    ] = []
+    """Devices that exist, are being made, or are being taken away."""
+    conditions: Annotated[
+        list[NodeCondition],
+        Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = []
+    """Ready."""
+
+
+class GpuNode(ApiModel):
+    """Wanted and observed devices of one GPU node; named as the Node."""
+
+    spec: GpuNodeSpec = GpuNodeSpec()
+    """What should be."""
+    status: GpuNodeStatus | None = None
+    """What is."""

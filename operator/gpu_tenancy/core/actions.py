@@ -1,0 +1,218 @@
+"""What a plan may do, as values. The executor turns each into API calls that are harmless when repeated.
+
+The order of the classes here is the order of execution: records and prices before promises, promises (GpuNode.spec)
+before anybody is stopped, stopping before starting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gpu_tenancy.api.lease import Price, Reason
+from gpu_tenancy.api.node import Slot
+from gpu_tenancy.api.usage import UsageRecordSpec
+from gpu_tenancy.core.snapshot import Key, LeaseFacts, MinerFacts, PodRef, PoolFacts, RecordFacts
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRecord:
+    """Begin a billing segment."""
+
+    lease: LeaseFacts
+    name: str
+    spec: UsageRecordSpec
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRecord:
+    """End a billing segment; written before anything of it is stopped."""
+
+    record: RecordFacts
+    uid: str
+    """UID of the lease, for blame; empty for an orphan."""
+    billable_to: datetime
+    seconds: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRecord:
+    """Copy a closed record that is being deleted into the system namespace, then let it go."""
+
+    record: RecordFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Take the finalizer and write the lease's price, contract and attempt into its status."""
+
+    lease: LeaseFacts
+    attempt: int
+    price: Price | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetSlots:
+    """Replace the wanted devices of a node, if its generation still holds."""
+
+    node: str
+    generation: int
+    slots: tuple[Slot, ...]
+    requires: frozenset[str]
+    """UIDs of the leases whose Admit must have succeeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopMiner:
+    """Delete a miner's pod and claim."""
+
+    miner: MinerFacts
+    grace_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteClaimTemplate:
+    """Stop new pods from claiming the lease's devices."""
+
+    lease: LeaseFacts
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    """Stop the pods of a placement attempt."""
+
+    lease: LeaseFacts
+    job: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    """Stop a pod of the tenant that holds a device which is no longer its lease's, or can never be prepared."""
+
+    lease: LeaseFacts
+    pod: PodRef
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateClaimTemplate:
+    """Let pods claim the lease's devices."""
+
+    lease: LeaseFacts
+
+
+@dataclass(frozen=True, slots=True)
+class CreateJob:
+    """Run the lease's template on its nodes."""
+
+    lease: LeaseFacts
+    attempt: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartMiner:
+    """Create a miner's claim and pod, whichever is missing."""
+
+    pool: PoolFacts
+    node: str
+    device: str
+    missing_claim: bool
+    missing_pod: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unbind:
+    """Remove the settle finalizer: nothing is held and every second is billed."""
+
+    lease: LeaseFacts
+
+
+Action = (
+    OpenRecord | CloseRecord | ArchiveRecord | Admit | SetSlots | StopMiner | DeleteClaimTemplate | DeleteJob | DeletePod
+    | CreateClaimTemplate | CreateJob | StartMiner | Unbind
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a lease is not placed."""
+
+    reason: Reason
+    message: str
+    final: bool = False
+    """It can never be placed as things are: it is refused, not queued."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Everything that the plan found out about one lease; its status is derived from this."""
+
+    lease: LeaseFacts
+    duration: str | None
+    expires_at: datetime | None = None
+    extension_refusal: str = ""
+    refusal: Refusal | None = None
+    position: int | None = None
+    attempt: int = 0
+    price: Price | None = None
+    admitted_now: bool = False
+    nodes: tuple[str, ...] = ()
+    """Nodes of its placement, planned or written; empty: it holds nothing."""
+    waiting: str = ""
+    """What its devices are waiting for, as a sentence; empty once all are ready."""
+    ready_devices: int = 0
+    opened: UsageRecordSpec | None = None
+    """Segment that begins with this plan."""
+    closed: CloseRecord | None = None
+    """Segment that ends with this plan."""
+    end_message: str = ""
+    lost: str = ""
+    """Why its former devices are gone, while it is placed anew."""
+    over: bool = False
+    settled: bool = False
+    draining: str = ""
+    """What still has to stop after the end, as a sentence."""
+    silent: str = ""
+    """Why the agent of one of its nodes cannot be relied on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOutlook:
+    """What the plan found out about one pool."""
+
+    pool: PoolFacts
+    assigned: int
+    mining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decision of one cycle."""
+
+    actions: tuple[Action, ...] = ()
+    """In execution order."""
+    leases: tuple[Outlook, ...] = ()
+    pools: tuple[PoolOutlook, ...] = ()
+    next_wake: datetime | None = None
+    """Earliest instant at which the answer changes by itself."""
+    refusals: Mapping[str, Refusal] = field(default_factory=dict)
+    """By lease UID."""
+
+
+def blame(action: Action) -> tuple[str, Key | None]:
+    """UID of the lease or pool that an action is for (a node's own actions: empty), and its key."""
+    match action:
+        case CloseRecord():
+            return action.uid, None
+        case ArchiveRecord() | SetSlots():
+            return "", None
+        case StopMiner():
+            return action.miner.pool, None
+        case StartMiner():
+            return action.pool.uid, action.pool.key
+        case _:
+            return action.lease.uid, action.lease.key

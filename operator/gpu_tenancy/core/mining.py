@@ -1,0 +1,123 @@
+"""Who mines where: the miners' share is a function of what leases leave, so it is never searched for.
+
+On each GPU the free slices are filled by the one layout that `filling` names; a device goes to the best pool that may
+use it. A miner that is already there stays as long as its placement is still part of that layout and no pool of a
+higher priority wants the device. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpu_tenancy.api.base import Holder, HolderKind
+from gpu_tenancy.api.node import Slot
+from gpu_tenancy.api.pool import Devices
+from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
+from gpu_tenancy.core.devices import device_name
+from gpu_tenancy.core.snapshot import PoolFacts
+from gpu_tenancy.core.world import GpuBook, NodeBook
+from gpu_tenancy.mig.layout import Placement, filling
+from gpu_tenancy.mig.profiles import FULL
+
+
+@dataclass(frozen=True, slots=True)
+class Miner:
+    """A pool and what each of its miners takes of a node."""
+
+    pool: PoolFacts
+    amount: Amount
+
+
+def ranked(pools: Iterable[PoolFacts]) -> list[Miner]:
+    """Pools that may mine at all, best first: highest priority, then oldest."""
+    active = [pool for pool in pools if pool.active]
+    active.sort(key=lambda pool: (-pool.spec.priority, pool.created, pool.key))
+    return [Miner(pool, _amount(pool)) for pool in active]
+
+
+def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[Slot]:
+    """The slots of pools on a node after leases have been placed in the working copy.
+
+    Where nothing may be planned on the node (cordoned, silent) miners that still fit stay and none is started.
+    """
+    here = [miner for miner in miners if _may_run_on(node, miner.pool)]
+    free, slots = node.free, []
+    vacant: list[tuple[GpuBook, Placement]] = []
+    for book, placement in _places(node):
+        current = _current(node, book, placement)
+        best = _best(here, book, placement)
+        keeper = next((miner for miner in here if current and miner.pool.uid == current.holder.uid), None)
+        stays = current and keeper and best and keeper.pool.spec.priority == best.pool.spec.priority
+        if current and keeper and stays and _usable(keeper, book, placement) and keeper.amount.at_most(free):
+            free -= keeper.amount
+            slots.append(current)
+        else:
+            vacant.append((book, placement))
+    if not node.objection:
+        slots.extend(_fill(vacant, here, free, now))
+    return slots
+
+
+def _fill(
+    vacant: Iterable[tuple[GpuBook, Placement]], miners: Sequence[Miner], free: Amount, now: datetime
+) -> Iterable[Slot]:
+    for book, placement in vacant:
+        for miner in miners:
+            if _usable(miner, book, placement) and miner.amount.at_most(free):
+                free -= miner.amount
+                yield _slot(miner.pool, book, placement, now)
+                break
+
+
+def _places(node: NodeBook) -> Iterable[tuple[GpuBook, Placement]]:
+    """Devices that leases leave on the node's healthy GPUs."""
+    for book in node.gpus.values():
+        if not book.gpu.healthy:
+            continue
+        if book.mig:
+            for placement in filling(book.gpu.model, book.hard):
+                yield book, placement
+        elif not book.hard:
+            yield book, Placement(FULL, 0)
+
+
+def _current(node: NodeBook, book: GpuBook, placement: Placement) -> Slot | None:
+    for slot in node.facts.slots:
+        if (
+            slot.gpu == book.gpu.uuid
+            and (slot.profile, slot.start) == placement
+            and slot.holder.kind is HolderKind.MINING_POOL
+        ):
+            return slot
+    return None
+
+
+def _best(miners: Sequence[Miner], book: GpuBook, placement: Placement) -> Miner | None:
+    return next((miner for miner in miners if _usable(miner, book, placement)), None)
+
+
+def _usable(miner: Miner, book: GpuBook, placement: Placement) -> bool:
+    """`Whole` means a whole GPU, or a MIG GPU of which nothing is rented."""
+    return miner.pool.spec.devices is Devices.ANY or not book.hard
+
+
+def _may_run_on(node: NodeBook, pool: PoolFacts) -> bool:
+    labels = node.facts.labels
+    return all(labels.get(key) == value for key, value in pool.spec.node_selector.items())
+
+
+def _amount(pool: PoolFacts) -> Amount:
+    return Amount(cpu_milli(pool.spec.resources.cpu), memory_bytes(pool.spec.resources.memory), 1)
+
+
+def _slot(pool: PoolFacts, book: GpuBook, placement: Placement, now: datetime) -> Slot:
+    return Slot(
+        device=device_name(book.gpu.index, placement.profile, placement.start, pool.uid, 1),
+        gpu=book.gpu.uuid,
+        profile=placement.profile,
+        start=placement.start,
+        holder=Holder(kind=HolderKind.MINING_POOL, namespace=pool.key.namespace, name=pool.key.name, uid=pool.uid),
+        since=now,
+    )

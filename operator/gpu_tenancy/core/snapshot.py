@@ -1,0 +1,256 @@
+"""Snapshot: every fact that a decision may depend on, frozen. Gathered by the controller, read by everything in core.
+
+Facts are what the API server says; nothing here is remembered from an earlier cycle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from gpu_tenancy.api.lease import GpuLeaseSpec, GpuLeaseStatus
+from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot
+from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
+from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
+from gpu_tenancy.api.usage import UsageRecordSpec
+from gpu_tenancy.core.amounts import NOTHING, Amount
+from gpu_tenancy.core.podspec import PodNeeds, Taint
+
+
+class Key(NamedTuple):
+    """Namespace and name of an object."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """A GPU node: its Kubernetes Node, its GpuNode and its ResourceSlice."""
+
+    name: str
+    generation: int
+    """Generation of the GpuNode; its spec is written only if this still holds."""
+    gpus: tuple[Gpu, ...]
+    slots: tuple[Slot, ...]
+    """Wanted devices (GpuNode.spec)."""
+    observed: tuple[ObservedSlot, ...]
+    """Devices as the agent reports them (GpuNode.status)."""
+    published: frozenset[str] = frozenset()
+    """Names of the devices in the node's ResourceSlice."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    allocatable: Amount = NOTHING
+    foreign: Amount = NOTHING
+    """Requests of the pods on it that belong to no lease and no pool."""
+    ready: bool = True
+    """The Node's Ready condition."""
+    cordoned: bool = False
+    agent_until: datetime | None = None
+    """Until when the agent's last heartbeat counts; None: no agent was ever heard."""
+
+    def objection(self, now: datetime) -> str:
+        """Why nothing new is planned on the node, as a sentence; empty where it can be planned on."""
+        if not self.ready:
+            return f"node {self.name} is not Ready"
+        if self.cordoned:
+            return f"node {self.name} is cordoned"
+        return self.agent_objection(now)
+
+    def agent_objection(self, now: datetime) -> str:
+        """Why the agent cannot be relied on; empty where it can."""
+        if self.agent_until is None:
+            return f"no agent has been heard on node {self.name}"
+        if self.agent_until < now:
+            silent = int((now - self.agent_until).total_seconds())
+            return f"the agent on node {self.name} missed its heartbeat {silent} s ago"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateFacts:
+    """A lease's pod template as far as planning goes."""
+
+    needs: PodNeeds
+    verdict: str | None
+    """None: not checked by the API server yet; empty: accepted; else the sentence with which it was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """The Job of a lease's placement attempt."""
+
+    name: str
+    uid: str
+    attempt: int
+    finished: str = ""
+    """Empty, "Complete" or "Failed"."""
+    finished_at: datetime | None = None
+    message: str = ""
+    deleting: bool = False
+
+
+class PodRef(NamedTuple):
+    """A pod that a claim is reserved for."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimFacts:
+    """A ResourceClaim that was allocated a device of ours, or asks for one."""
+
+    namespace: str
+    name: str
+    uid: str
+    holder: str
+    """Holder UID in the claim's opaque parameters; empty where it has none."""
+    devices: tuple[tuple[str, str], ...] = ()
+    """Allocated (node, device) pairs of our driver."""
+    users: tuple[PodRef, ...] = ()
+    """Pods in reservedFor."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFacts:
+    """A UsageRecord of a lease."""
+
+    namespace: str
+    name: str
+    spec: UsageRecordSpec
+    deleting: bool = False
+    finalized: bool = True
+    """Carries the ledger finalizer: no archived copy exists yet."""
+
+    @property
+    def is_open(self) -> bool:
+        """The segment is still running."""
+        return self.spec.billable_to is None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFacts:
+    """A GpuLease and what was made for it."""
+
+    key: Key
+    uid: str
+    generation: int
+    created: datetime
+    spec: GpuLeaseSpec
+    status: GpuLeaseStatus
+    invalid: str = ""
+    """Why the object could not be read; empty where it could. `spec` is meaningless otherwise."""
+    deleted_at: datetime | None = None
+    """When its deletion was asked for."""
+    finalized: bool = False
+    """Carries the settle finalizer."""
+    namespace_ends: bool = False
+    """Its namespace is being deleted: nothing can be created in it any more."""
+    template: TemplateFacts | None = None
+    claim_template: bool = False
+    """Its ResourceClaimTemplate exists."""
+    jobs: tuple[JobFacts, ...] = ()
+    claims: tuple[ClaimFacts, ...] = ()
+    records: tuple[RecordFacts, ...] = ()
+    """Its UsageRecords, by segment."""
+
+    @property
+    def devices(self) -> int:
+        """Devices of the whole lease."""
+        return self.spec.pods * self.spec.gpus.count
+
+    @property
+    def open_record(self) -> RecordFacts | None:
+        """The segment that is being billed now."""
+        return self.records[-1] if self.records and self.records[-1].is_open else None
+
+
+@dataclass(frozen=True, slots=True)
+class MinerFacts:
+    """What exists of one miner: its pod, its claim, or both."""
+
+    name: str
+    """Name of both."""
+    namespace: str
+    pool: str
+    """UID of the pool that it was made for."""
+    node: str
+    device: str
+    pod_uid: str = ""
+    """Empty: no pod."""
+    claim_uid: str = ""
+    """Empty: no claim."""
+    running: bool = False
+    finished: bool = False
+    """The pod has stopped for good (evicted, failed) and must be replaced."""
+    deleting: bool = False
+    """Pod or claim is already going."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFacts:
+    """A MiningPool."""
+
+    key: Key
+    uid: str
+    generation: int
+    created: datetime
+    spec: MiningPoolSpec
+    status: MiningPoolStatus
+    invalid: str = ""
+    deleting: bool = False
+
+    @property
+    def active(self) -> bool:
+        """May hold devices at all."""
+        return not (self.invalid or self.deleting or self.spec.suspend)
+
+
+@dataclass(frozen=True, slots=True)
+class BookFacts:
+    """A PriceBook."""
+
+    name: str
+    uid: str
+    generation: int
+    spec: PriceBookSpec | None
+    status: PriceBookStatus
+    invalid: str = ""
+
+
+class Failure(NamedTuple):
+    """An action that the API server refused for good; it is tried again at `retry_at` or when the object changes."""
+
+    reason: str
+    message: str
+    retry_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything the decision may depend on."""
+
+    leases: tuple[LeaseFacts, ...] = ()
+    pools: tuple[PoolFacts, ...] = ()
+    nodes: tuple[NodeFacts, ...] = ()
+    books: tuple[BookFacts, ...] = ()
+    miners: tuple[MinerFacts, ...] = ()
+    orphans: tuple[RecordFacts, ...] = ()
+    """UsageRecords whose lease no longer exists."""
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    """Refused actions by UID of the lease or pool they were for."""
+
+
+def any_value(mapping: Mapping[str, Any], *path: str) -> Any:
+    """Value at a path of nested mappings, or None."""
+    value: Any = mapping
+    for step in path:
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value

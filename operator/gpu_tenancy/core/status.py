@@ -1,0 +1,368 @@
+"""What an outlook looks like from outside: the only producer of status, and so of every condition and message.
+
+Pure: (object's facts, what the plan found out, now) -> status. A condition's lastTransitionTime moves only when its
+status flips. There is no phase beside the conditions; the reason of `Ready` is the one-word state.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from gpu_tenancy.api.base import ConditionStatus, format_time, parse_duration
+from gpu_tenancy.api.lease import ConditionType, Cost, GpuLeaseStatus, LeaseCondition, LeaseEnd, Reason
+from gpu_tenancy.api.pool import MiningPoolStatus, PoolCondition, PoolConditionType, PoolReason
+from gpu_tenancy.api.pricebook import BookCondition, BookConditionType, BookReason, PriceBookStatus
+from gpu_tenancy.api.usage import UsageRecordSpec
+from gpu_tenancy.core import ledger
+from gpu_tenancy.core.actions import Outlook, PoolOutlook
+from gpu_tenancy.core.pricing import Pricing
+from gpu_tenancy.core.snapshot import BookFacts, Failure
+from gpu_tenancy.core.terms import floor_second
+
+REFRESH: Final = timedelta(minutes=5)
+"""Cost, queue position and messages about the queue are rewritten no more often than this when nothing else changes."""
+
+Verdict = tuple[ConditionStatus, Reason, str]
+"""Status, reason and message of one condition."""
+
+TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+
+
+def lease_status(outlook: Outlook, failure: Failure | None, now: datetime) -> GpuLeaseStatus:
+    """Status of a lease."""
+    lease, old = outlook.lease, outlook.lease.status
+    records = _segments(outlook)
+    first_admission = outlook.admitted_now and old.admitted_at is None
+    last = records[-1] if records else None
+    return GpuLeaseStatus(
+        observed_generation=lease.generation,
+        conditions=_conditions(outlook, failure, now),
+        contract=old.contract or (lease.uid if first_admission else None),
+        admitted_at=now if first_admission else old.admitted_at,
+        price=outlook.price,
+        accepted_duration=outlook.duration if (first_admission or old.admitted_at) else None,
+        attempt=outlook.attempt,
+        devices=None if lease.invalid else lease.devices,
+        ready_devices=outlook.ready_devices or None,
+        nodes=list(outlook.nodes),
+        position=outlook.position,
+        segment=last.segment if last else 0,
+        billable_from=last.billable_from if last else None,
+        billable_to=last.billable_to if last else None,
+        expires_at=outlook.expires_at,
+        cost=ledger.running_cost(records, now),
+        ended=_ended(outlook, last, now),
+    )
+
+
+def _segments(outlook: Outlook) -> list[UsageRecordSpec]:
+    """All segments as they are once the plan's writes are done."""
+    specs = [record.spec for record in outlook.lease.records]
+    if outlook.opened is not None:
+        specs.append(outlook.opened)
+    if (closed := outlook.closed) is not None:
+        specs[-1] = specs[-1].model_copy(
+            update={"billable_to": closed.billable_to, "seconds": closed.seconds, "reason": closed.reason}
+        )
+    return specs
+
+
+def _ended(outlook: Outlook, last: UsageRecordSpec | None, now: datetime) -> LeaseEnd | None:
+    if outlook.lease.status.ended is not None or not outlook.over:
+        return outlook.lease.status.ended
+    return LeaseEnd(
+        at=last.billable_to if last and last.billable_to else floor_second(now),
+        reason=_end_reason(outlook, last),
+        message=outlook.end_message,
+    )
+
+
+def _end_reason(outlook: Outlook, last: UsageRecordSpec | None) -> Reason:
+    """Why the lease is over, also where nothing was billed."""
+    if outlook.lease.status.ended is not None:
+        return outlook.lease.status.ended.reason
+    if last is not None and last.reason is not None and outlook.lease.deleted_at is None:
+        return last.reason
+    if outlook.lease.deleted_at is not None:
+        return Reason.DELETED
+    finished = [job.finished for job in outlook.lease.jobs if job.finished]
+    if finished:
+        return Reason.COMPLETED if finished[-1] == "Complete" else Reason.FAILED
+    return Reason.EXPIRED
+
+
+# --- conditions of a lease ----------------------------------------------------------------------------------------
+
+
+def _conditions(outlook: Outlook, failure: Failure | None, now: datetime) -> list[LeaseCondition]:
+    verdicts: dict[ConditionType, Verdict] = {
+        ConditionType.READY: _ready(outlook, failure),
+        ConditionType.ADMITTED: _admitted(outlook),
+        ConditionType.ALLOCATED: _allocated(outlook),
+        ConditionType.RECONCILING: _reconciling(outlook, failure),
+        ConditionType.STALLED: _stalled(outlook, failure),
+        ConditionType.EXPIRED: _expired(outlook, now),
+        ConditionType.SETTLED: _settled(outlook),
+    }
+    former = {condition.type: condition for condition in outlook.lease.status.conditions}
+    generation = outlook.lease.generation
+    return [
+        LeaseCondition(
+            type=kind,
+            status=status,
+            reason=reason,
+            message=message[:1024],
+            last_transition_time=_transition(former.get(kind), status, now),
+            observed_generation=generation,
+        )
+        for kind, (status, reason, message) in verdicts.items()
+    ]
+
+
+def _transition(
+    former: LeaseCondition | PoolCondition | BookCondition | None, status: ConditionStatus, now: datetime
+) -> datetime:
+    return former.last_transition_time if former and former.status is status else floor_second(now)
+
+
+def _is_ready(outlook: Outlook) -> bool:
+    record = outlook.opened is not None or outlook.lease.open_record is not None
+    return record and outlook.closed is None
+
+
+def _ready(outlook: Outlook, failure: Failure | None) -> Verdict:
+    """The roll-up: its reason is the state of the lease in one word."""
+    lease = outlook.lease
+    if _is_ready(outlook):
+        silent = f" But {outlook.silent}." if outlook.silent else ""
+        return TRUE, Reason.READY, f"{lease.devices} of {lease.devices} devices on {', '.join(outlook.nodes)}.{silent}"
+    if outlook.over:
+        reason = Reason.DRAINING if outlook.draining else _end_reason(outlook, _last(outlook))
+        return FALSE, reason, outlook.draining or outlook.end_message or "The lease is over."
+    if lease.spec.suspend and not lease.invalid:
+        return (
+            FALSE,
+            Reason.SUSPENDED,
+            outlook.draining or "spec.suspend is true; set it to false to queue the lease again.",
+        )
+    if outlook.refusal is not None:
+        return FALSE, outlook.refusal.reason, outlook.refusal.message
+    if failure is not None:
+        return FALSE, Reason(failure.reason), failure.message
+    if outlook.silent:
+        return FALSE, Reason.AGENT_SILENT, f"{outlook.silent}."
+    return FALSE, Reason.PREPARING, outlook.waiting or outlook.lost or "The lease is being placed anew."
+
+
+def _last(outlook: Outlook) -> UsageRecordSpec | None:
+    segments = _segments(outlook)
+    return segments[-1] if segments else None
+
+
+def _admitted(outlook: Outlook) -> Verdict:
+    if outlook.lease.status.admitted_at is None and not outlook.admitted_now:
+        if outlook.over or outlook.lease.spec.suspend:
+            return FALSE, Reason.SUSPENDED if not outlook.over else Reason.DELETED, "It was never admitted."
+        refusal = outlook.refusal
+        return FALSE, refusal.reason if refusal else Reason.QUEUED, refusal.message if refusal else ""
+    if outlook.price is None:
+        return (
+            TRUE,
+            Reason.UNPRICED,
+            "Warning: there is no PriceBook, so the lease runs unpriced: its seconds are recorded without a rate.",
+        )
+    price = outlook.price
+    return TRUE, Reason.ADMITTED, f"{price.per_hour} {price.currency} per device and hour, from PriceBook {price.book}."
+
+
+def _allocated(outlook: Outlook) -> Verdict:
+    if outlook.nodes and not (outlook.closed or outlook.over):
+        return TRUE, Reason.PLACED, f"{outlook.lease.devices} devices on {', '.join(outlook.nodes)}."
+    if outlook.over:
+        return FALSE, _end_reason(outlook, _last(outlook)), "The GPUs go back."
+    if outlook.lost:
+        return FALSE, Reason.NODE_LOST, outlook.lost
+    if outlook.lease.spec.suspend:
+        return FALSE, Reason.SUSPENDED, "The GPUs were given back."
+    refusal = outlook.refusal
+    return FALSE, refusal.reason if refusal else Reason.QUEUED, "It holds no GPUs."
+
+
+def _reconciling(outlook: Outlook, failure: Failure | None) -> Verdict:
+    """kstatus: True while the operator is still working towards the spec."""
+    if _is_ready(outlook):
+        return FALSE, Reason.READY, ""
+    if outlook.over:
+        if outlook.draining:
+            return TRUE, Reason.DRAINING, outlook.draining
+        return FALSE, Reason.SETTLED, ""
+    if outlook.lease.spec.suspend:
+        return (TRUE, Reason.DRAINING, outlook.draining) if outlook.draining else (FALSE, Reason.SUSPENDED, "")
+    if failure is not None or (outlook.refusal and outlook.refusal.final):
+        return FALSE, outlook.refusal.reason if outlook.refusal else Reason.API_REJECTED, ""
+    if outlook.refusal is not None:
+        return TRUE, outlook.refusal.reason, outlook.refusal.message
+    return TRUE, Reason.PREPARING, outlook.waiting
+
+
+def _stalled(outlook: Outlook, failure: Failure | None) -> Verdict:
+    """kstatus: True where nothing moves until somebody changes something."""
+    if outlook.refusal is not None and outlook.refusal.final and not outlook.over:
+        return TRUE, outlook.refusal.reason, outlook.refusal.message
+    if failure is not None:
+        return TRUE, Reason(failure.reason), f"{failure.message} Tried again at {format_time(failure.retry_at)}."
+    if outlook.extension_refusal:
+        return TRUE, Reason.EXTENSION_REFUSED, outlook.extension_refusal
+    return FALSE, Reason.UP_TO_DATE, ""
+
+
+def _expired(outlook: Outlook, now: datetime) -> Verdict:
+    if outlook.over:
+        reason = _end_reason(outlook, _last(outlook))
+        return (TRUE if reason is Reason.EXPIRED else FALSE), reason, outlook.end_message
+    if outlook.expires_at is None:
+        if outlook.duration is None:
+            return FALSE, Reason.UNTIL_DELETED, "No term.duration: the lease runs until it is deleted."
+        return FALSE, Reason.RUNNING, f"The term of {outlook.duration} begins when the devices are ready."
+    if outlook.expires_at - parse_duration(outlook.lease.spec.term.notice) <= now:
+        return (
+            FALSE,
+            Reason.NOTICE_GIVEN,
+            f"The lease ends at {format_time(outlook.expires_at)}; raise term.duration to extend it.",
+        )
+    return FALSE, Reason.RUNNING, f"Ends at {format_time(outlook.expires_at)}."
+
+
+def _settled(outlook: Outlook) -> Verdict:
+    """Nothing is held and every second is on record."""
+    if not outlook.settled:
+        return FALSE, Reason.OPEN, ""
+    segments = _segments(outlook)
+    seconds = sum(spec.seconds or 0 for spec in segments)
+    return TRUE, Reason.SETTLED, f"{seconds} s in {len(segments)} segments are on record."
+
+
+# --- pools and price books ----------------------------------------------------------------------------------------
+
+
+def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) -> MiningPoolStatus:
+    """Status of a MiningPool."""
+    pool = outlook.pool
+    stalled = bool(pool.invalid) or failure is not None
+    reason, message = _pool_state(outlook)
+    trouble = pool.invalid or (failure.message if failure else "")
+    verdicts = (
+        (PoolConditionType.READY, reason is PoolReason.MINING, reason, message),
+        (
+            PoolConditionType.STALLED,
+            stalled,
+            (PoolReason.INVALID_SPEC if pool.invalid else PoolReason.API_REJECTED)
+            if stalled
+            else PoolReason.UP_TO_DATE,
+            trouble,
+        ),
+    )
+    former = {condition.type: condition for condition in pool.status.conditions}
+    return MiningPoolStatus(
+        observed_generation=pool.generation,
+        assigned=outlook.assigned,
+        mining=outlook.mining,
+        conditions=[
+            PoolCondition(
+                type=kind,
+                status=TRUE if holds else FALSE,
+                reason=why,
+                message=text[:1024],
+                last_transition_time=_transition(former.get(kind), TRUE if holds else FALSE, now),
+                observed_generation=pool.generation,
+            )
+            for kind, holds, why, text in verdicts
+        ],
+    )
+
+
+def _pool_state(outlook: PoolOutlook) -> tuple[PoolReason, str]:
+    if outlook.pool.invalid:
+        return PoolReason.INVALID_SPEC, outlook.pool.invalid
+    if outlook.pool.spec.suspend:
+        return PoolReason.SUSPENDED, "spec.suspend is true."
+    if not outlook.assigned:
+        return PoolReason.NOTHING_IDLE, "No idle device is left to this pool."
+    counts = f"{outlook.mining} of {outlook.assigned} miners run."
+    return (PoolReason.MINING if outlook.mining else PoolReason.STARTING), counts
+
+
+def book_status(book: BookFacts, pricing: Pricing, now: datetime) -> PriceBookStatus:
+    """Status of a PriceBook."""
+    conflict = book.name in pricing.conflicting
+    current = pricing.current is not None and pricing.current.name == book.name
+    in_effect = _book_state(book, pricing, conflict, current, now)
+    conflicting = (
+        (
+            BookReason.SAME_INSTANT,
+            "Another PriceBook has the same effectiveFrom: neither takes effect. Delete one of them.",
+        )
+        if conflict
+        else (BookReason.NONE, "")
+    )
+    verdicts = (
+        (BookConditionType.IN_EFFECT, current, *in_effect),
+        (BookConditionType.CONFLICT, conflict, *conflicting),
+    )
+    former = {condition.type: condition for condition in book.status.conditions}
+    return PriceBookStatus(
+        observed_generation=book.generation,
+        conditions=[
+            BookCondition(
+                type=kind,
+                status=TRUE if holds else FALSE,
+                reason=why,
+                message=text,
+                last_transition_time=_transition(former.get(kind), TRUE if holds else FALSE, now),
+                observed_generation=book.generation,
+            )
+            for kind, holds, why, text in verdicts
+        ],
+    )
+
+
+def _book_state(
+    book: BookFacts, pricing: Pricing, conflict: bool, current: bool, now: datetime
+) -> tuple[BookReason, str]:
+    if book.spec is None:
+        return BookReason.INVALID_SPEC, book.invalid
+    if current:
+        return BookReason.IN_EFFECT, f"{len(book.spec.rates)} rates in {book.spec.currency} are in effect."
+    if conflict:
+        return BookReason.SAME_INSTANT, "The older price stays in effect."
+    if book.spec.effective_from > now:
+        return BookReason.NOT_YET, f"Takes effect at {format_time(book.spec.effective_from)}."
+    name = pricing.current.name if pricing.current else "another book"
+    return BookReason.SUPERSEDED, f"Superseded by {name}."
+
+
+# --- when a difference is worth a write -----------------------------------------------------------------------------
+
+
+def differs(old: GpuLeaseStatus, new: GpuLeaseStatus, last_write: datetime | None, now: datetime) -> bool:
+    """Whether to write the new status: any transition at once; running cost, position and the numbers in a queued
+    lease's messages at most every five minutes. `last_write`: when this process last wrote it, None: unknown."""
+    if old == new:
+        return False
+    if _essence(old) != _essence(new):
+        return True
+    since = last_write or _as_of(old.cost)
+    return since is None or now - since >= REFRESH
+
+
+def _as_of(cost: Cost | None) -> datetime | None:
+    return cost.as_of if cost else None
+
+
+def _essence(status: GpuLeaseStatus) -> GpuLeaseStatus:
+    queued = [
+        condition.model_copy(update={"message": ""}) if condition.reason is Reason.QUEUED else condition
+        for condition in status.conditions
+    ]
+    return status.model_copy(update={"cost": None, "position": status.position and 1, "conditions": queued})

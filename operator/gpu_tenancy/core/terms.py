@@ -1,0 +1,144 @@
+"""The term of a lease: when it was billed, when it ends, and why. Pure arithmetic on records and whole seconds.
+
+A lease is billed in segments. Its term counts billed seconds only: waiting, hand-over and suspension do not use it up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from gpu_tenancy.api.base import format_duration, format_time, parse_duration
+from gpu_tenancy.api.lease import OnCompletion, Reason
+from gpu_tenancy.core.snapshot import JobFacts, LeaseFacts, RecordFacts
+
+FINAL_REASONS: Final = frozenset({Reason.EXPIRED, Reason.COMPLETED, Reason.FAILED, Reason.DELETED})
+"""Segment ends after which the lease is over; after the others it is queued or suspended."""
+
+SECOND: Final = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A fact that ends a segment, with its time."""
+
+    at: datetime
+    reason: Reason
+    message: str
+
+    @property
+    def final(self) -> bool:
+        """The lease itself is over, not only this segment."""
+        return self.reason in FINAL_REASONS
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """The duration in force and what became of a wish to change it."""
+
+    duration: str | None
+    """None: until deleted."""
+    refusal: str = ""
+    """Why the duration in the spec is not in force."""
+
+    @property
+    def length(self) -> timedelta | None:
+        """Length of the term."""
+        return parse_duration(self.duration) if self.duration else None
+
+
+def ceil_second(instant: datetime) -> datetime:
+    """The first whole second not before `instant`: a started second is not charged."""
+    floor = floor_second(instant)
+    return floor if floor == instant else floor + SECOND
+
+
+def floor_second(instant: datetime) -> datetime:
+    """The last whole second not after `instant`."""
+    return instant.replace(microsecond=0)
+
+
+def seconds_between(start: datetime, end: datetime) -> int:
+    """Whole seconds from start to end; 0 where end is earlier."""
+    return max(0, int((end - start) // SECOND))
+
+
+def billed_seconds(records: tuple[RecordFacts, ...]) -> int:
+    """Seconds of the closed segments together."""
+    return sum(record.spec.seconds or 0 for record in records)
+
+
+def expiry(lease: LeaseFacts, term: Term) -> datetime | None:
+    """When the running segment uses up the term; None without a duration or a running segment."""
+    record, length = lease.open_record, term.length
+    if record is None or length is None:
+        return None
+    return record.spec.billable_from + length - timedelta(seconds=billed_seconds(lease.records))
+
+
+def term_of(lease: LeaseFacts, now: datetime) -> Term:
+    """The duration in force. A changed spec is an admission: refused where the new term would already be over."""
+    wanted, status = lease.spec.term.duration, lease.status
+    if status.admitted_at is None or wanted == status.accepted_duration:
+        return Term(wanted)
+    if wanted is None:
+        return Term(None)
+    used = billed_seconds(lease.records)
+    if record := lease.open_record:
+        used += seconds_between(record.spec.billable_from, now)
+    if parse_duration(wanted) > timedelta(seconds=used):
+        return Term(wanted)
+    kept = status.accepted_duration or "until deleted"
+    ran = format_duration(timedelta(seconds=used))
+    return Term(
+        status.accepted_duration,
+        f"term.duration {wanted} was refused: the lease has already run {ran}, so it would end in the past; "
+        f"{kept} stays in force. Delete the lease to end it now.",
+    )
+
+
+def ending(lease: LeaseFacts, term: Term, now: datetime, *, lost: str = "") -> Ending | None:
+    """The earliest fact that ends the lease or its running segment, or None while it goes on.
+
+    `lost` says why its devices are not there any more (node lost, slots removed), as a sentence.
+    """
+    found = []
+    if lease.deleted_at is not None:
+        found.append(Ending(min(lease.deleted_at, now), Reason.DELETED, "The lease was deleted."))
+    expires = expiry(lease, term)
+    if expires is not None and expires <= now:
+        found.append(Ending(expires, Reason.EXPIRED, f"The term of {term.duration} ended at {format_time(expires)}."))
+    elif expires is None and term.length is not None and lease.records and _used_up(lease, term.length):
+        found.append(Ending(now, Reason.EXPIRED, f"The term of {term.duration} is used up."))
+    job = current_job(lease)
+    if job is not None and job.finished and lease.spec.on_completion is OnCompletion.RELEASE:
+        found.append(_completion(job, now))
+    if lease.spec.suspend:
+        found.append(Ending(now, Reason.SUSPENDED, "spec.suspend is true."))
+    if lost:
+        found.append(Ending(now, Reason.NODE_LOST, lost))
+    return min(found, key=lambda one: one.at, default=None)
+
+
+def current_job(lease: LeaseFacts) -> JobFacts | None:
+    """The Job of the current placement attempt."""
+    return next((job for job in lease.jobs if job.attempt == lease.status.attempt), None)
+
+
+def is_over(lease: LeaseFacts) -> bool:
+    """Ended for good by what is already written down."""
+    if lease.deleted_at is not None or lease.status.ended is not None:
+        return True
+    return bool(lease.records) and not lease.records[-1].is_open and lease.records[-1].spec.reason in FINAL_REASONS
+
+
+def _used_up(lease: LeaseFacts, length: timedelta) -> bool:
+    return lease.open_record is None and timedelta(seconds=billed_seconds(lease.records)) >= length
+
+
+def _completion(job: JobFacts, now: datetime) -> Ending:
+    reason = Reason.COMPLETED if job.finished == "Complete" else Reason.FAILED
+    verb = "finished" if reason is Reason.COMPLETED else "failed"
+    detail = f": {job.message}" if job.message else ""
+    return Ending(min(job.finished_at or now, now), reason, f"Job {job.name} {verb}{detail}.")
