@@ -84,7 +84,7 @@ def faults(text: str) -> Iterator[str]:
     if f"# inputs: sha256:{inputs_digest()}\n" not in text:
         yield f"requirements.lock was made from another pyproject.toml or another uv; {REMEDY}"
     if address := _ADDRESS.search(text):
-        yield f'requirements.lock names an index ("{address.group().strip()}"): that is each machine\'s matter; {REMEDY}'
+        yield f'requirements.lock names an index ("{address.group().strip()}"): each machine has its own; {REMEDY}'
     pins = dict(_pins(text))
     for name, (version, hashed) in pins.items():
         if not hashed:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gpu_tenancy.agent.proto import generate as protos
-from gpu_tenancy.api import crd
+from gpu_tenancy.api import crd, reference
 from tests import lock
 
 ROOT: Final = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ class Generated(NamedTuple):
 
 GENERATED: Final = (
     Generated(ROOT / "crds", "*", crd.crd_texts),
-    Generated(ROOT / "docs", "reference.md", crd.reference_texts),
+    Generated(ROOT / "docs", "reference.md", reference.reference_texts),
     Generated(protos.HERE, "*_pb2*.py*", protos.generate),
 )
 

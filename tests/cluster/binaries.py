@@ -94,7 +94,7 @@ def ensure(names: Sequence[str] | None = None, environ: Mapping[str, str] = os.e
     version fits. Safe to call from several processes at once: one builds, the others wait.
     Raises BuildError with the last lines of the build, and ValueError for a name that is not in BINARIES.
     """
-    wanted = [_by_name(name) for name in names] if names is not None else list(BINARIES)
+    wanted = [binary(name) for name in names] if names is not None else list(BINARIES)
     found = {binary.name: path for binary in wanted if (path := _present(binary, environ))}
     missing = [binary for binary in wanted if binary.name not in found]
     if missing:
@@ -111,11 +111,12 @@ def pinned_version(binary: Binary) -> str:
     return match[1]
 
 
-def _by_name(name: str) -> Binary:
-    for binary in BINARIES:
-        if binary.name == name:
-            return binary
-    known = ", ".join(binary.name for binary in BINARIES)
+def binary(name: str) -> Binary:
+    """The program of that name. Raises ValueError, naming those that there are."""
+    for one in BINARIES:
+        if one.name == name:
+            return one
+    known = ", ".join(one.name for one in BINARIES)
     raise ValueError(f"no program {name!r} in the control plane; known are {known}.")
 
 

@@ -225,6 +225,7 @@ def _kwok(layout: Layout) -> list[str]:
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
         "--node-lease-duration-seconds=40",
         "--node-ip=127.0.0.1",
+        "--v=WARN",
         "--cidr=10.128.0.0/16",
         f"--server-address=127.0.0.1:{layout.port(Component.KWOK)}",
     ]

@@ -6,6 +6,7 @@ into its own temporary folder; it knows Kubernetes, but none of gpu-tenancy's ki
 
 import asyncio
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ from tests.cluster.processes import Processes, ProgramError
 
 POLL_SECONDS: Final = 0.03
 IN_FLIGHT: Final = 32
+PLATFORM: Final = {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}
 
 
 class KubectlError(RuntimeError):
@@ -63,7 +65,7 @@ class ControlPlane:
         """
         self.components = frozenset(components) | {Component.ETCD, Component.APISERVER}
         self.client_rates: ClientRates = client_rates
-        self._hold_until_prepared = hold_until_prepared
+        self.hold_until_prepared = hold_until_prepared
         self._extra_args = dict(extra_args or {})
         self._patience_seconds = patience_seconds
         self._processes = Processes()
@@ -253,7 +255,7 @@ class ControlPlane:
             ports=self._processes.ports,
             components=self.components,
             client_rates=self.client_rates,
-            hold_until_prepared=self._hold_until_prepared,
+            hold_until_prepared=self.hold_until_prepared,
             extra_args=self._extra_args,
         )
         write_files(self._layout, self._authority)
@@ -320,7 +322,7 @@ def _node(name: str, amounts: Mapping[str, str], labels: Mapping[str, str], anno
         "kind": "Node",
         "metadata": {
             "name": name,
-            "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", **labels},
+            "labels": {"kubernetes.io/hostname": name, **PLATFORM, **labels},
             "annotations": {"kwok.x-k8s.io/node": "fake", **annotations},
         },
         "status": {
@@ -330,7 +332,21 @@ def _node(name: str, amounts: Mapping[str, str], labels: Mapping[str, str], anno
                 {"type": "InternalIP", "address": "127.0.0.1"},
                 {"type": "Hostname", "address": name},
             ],
+            "nodeInfo": _node_info(),
         },
+    }
+
+
+def _node_info() -> Object:
+    unknown = dict.fromkeys(("machineID", "systemUUID", "kubeProxyVersion"), "")
+    return unknown | {
+        "architecture": PLATFORM["kubernetes.io/arch"],
+        "operatingSystem": PLATFORM["kubernetes.io/os"],
+        "bootID": str(uuid.uuid4()),
+        "kubeletVersion": "v" + binaries.pinned_version(binaries.binary("kube-apiserver")),
+        "containerRuntimeVersion": "kwok://" + binaries.pinned_version(binaries.binary("kwok")),
+        "kernelVersion": "simulated",
+        "osImage": "simulated",
     }
 
 

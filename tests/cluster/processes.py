@@ -4,12 +4,11 @@ It may start the supervisor and talk to it, and nothing else; what the programs 
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +46,9 @@ class Processes:
         self.ports: list[int] = []
         self._programs: dict[str, _Program] = {}
         self._detached = asyncio.Event()
-        self._supervisor: Process | None = None
+        # Not asyncio's own kind of process: that one kills its child when it is forgotten, even a detached one.
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._pipe: asyncio.ReadTransport | None = None
         self._listener: asyncio.Task[None] | None = None
 
     @property
@@ -57,19 +58,23 @@ class Processes:
 
     async def start_supervisor(self, port_count: int) -> None:
         """Start the supervisor and learn its folder and ports. Raises ProgramError when it does not come up."""
-        self._supervisor = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(SUPERVISOR), str(os.getpid()), str(port_count)),
-            stdin=PIPE,
-            stdout=PIPE,
+        self._supervisor = subprocess.Popen(  # noqa: ASYNC220 - a fork and an exec, no wait
+            [sys.executable, "-I", "-S", str(SUPERVISOR), str(os.getpid()), str(port_count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
             start_new_session=True,  # Ctrl-C in a terminal goes to its starter alone, which then ends it in order
         )
-        assert self._supervisor.stdout is not None
+        events = asyncio.StreamReader()
+        self._pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(events), self._supervisor.stdout
+        )
         try:
-            ready = json.loads(await asyncio.wait_for(self._supervisor.stdout.readline(), PATIENCE_SECONDS))
+            ready = json.loads(await asyncio.wait_for(events.readline(), PATIENCE_SECONDS))
         except (TimeoutError, json.JSONDecodeError) as error:
             raise ProgramError(f"the supervisor of the control plane did not come up: {error!r}") from error
         self.directory, self.ports = Path(ready["directory"]), ready["ports"]
-        self._listener = asyncio.create_task(self._listen(self._supervisor.stdout))
+        self._listener = asyncio.create_task(self._listen(events))
 
     async def start(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> int:
         """Start a program under `name` (again, if the former one has ended); returns its process id.
@@ -135,15 +140,18 @@ class Processes:
         supervisor.stdin.close()
         if not self._detached.is_set():
             # The end of its input is what it acts on; the rest is for a supervisor that is stuck or was killed.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(supervisor.wait(), PATIENCE_SECONDS)
-            if supervisor.returncode is None:
+            try:
+                await asyncio.to_thread(supervisor.wait, PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
                 supervisor.kill()
-                await supervisor.wait()
+                await asyncio.to_thread(supervisor.wait)
             if self.directory != Path():
                 shutil.rmtree(self.directory, ignore_errors=True)
         if self._listener is not None:
             self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+        if self._pipe is not None:
+            self._pipe.close()
 
     async def _listen(self, stream: asyncio.StreamReader) -> None:
         while line := await stream.readline():
@@ -172,9 +180,12 @@ class Processes:
     def _ask(self, request: dict[str, Any]) -> None:
         stdin = self._running().stdin
         assert stdin is not None
-        stdin.write(json.dumps(request).encode() + b"\n")
+        try:
+            stdin.write(json.dumps(request).encode() + b"\n")
+        except BrokenPipeError:
+            raise ProgramError("the supervisor of the control plane has ended, and everything with it.") from None
 
-    def _running(self) -> Process:
+    def _running(self) -> subprocess.Popen[bytes]:
         if self._supervisor is None:
             raise RuntimeError("the supervisor of this control plane is not running.")
         return self._supervisor

@@ -7,9 +7,8 @@ situation, the rest of the agent carries it out and records the outcome here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from types import MappingProxyType
 from typing import Final, TypeVar
 
 from gpu_tenancy.agent.gpus import GpuFacts, Instance
@@ -84,19 +83,19 @@ class PreparedClaim(ApiModel):
 class Situation:
     """Everything that the next steps depend on."""
 
-    gpus: Mapping[str, GpuFacts] = MappingProxyType({})
+    gpus: Mapping[str, GpuFacts] = field(default_factory=dict)
     """GPUs by UUID."""
     generation: int = 0
     """Generation of the GpuNode that `wanted` is from; 0 before the first."""
-    wanted: Mapping[str, Slot] = MappingProxyType({})
+    wanted: Mapping[str, Slot] = field(default_factory=dict)
     """Slots of the spec by device name."""
-    held: Mapping[str, Held] = MappingProxyType({})
+    held: Mapping[str, Held] = field(default_factory=dict)
     """Devices in hand by name."""
-    instances: Mapping[str, tuple[Instance, ...]] = MappingProxyType({})
+    instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     """MIG instances by GPU, foreign ones included."""
     made: frozenset[Made] = frozenset()
     """Which instances are the agent's own."""
-    prepared: Mapping[str, PreparedClaim] = MappingProxyType({})
+    prepared: Mapping[str, PreparedClaim] = field(default_factory=dict)
     """Prepared claims by UID."""
     proven: frozenset[str] = frozenset()
     """Devices (by name) and orphaned instances (by UUID) on which no process was seen, twice."""
@@ -121,21 +120,29 @@ def claims_on(situation: Situation, device: str) -> tuple[PreparedClaim, ...]:
     return tuple(sorted(holding, key=lambda claim: (claim.namespace, claim.name)))
 
 
-def instance_of(situation: Situation, slot: Slot) -> Instance | None:
-    """The agent's own MIG instance at exactly the slot's placement, or None."""
-    if slot.profile == FULL:
+def instance_of(situation: Situation, held: Held) -> Instance | None:
+    """The MIG instance that is this device, or was left half-recorded when it was being made; None where there is none.
+
+    A device that never was ready has no UUID: its instance is then the one whose creation was recorded as intended. An
+    instance of another device at the same placement is never mistaken for it.
+    """
+    slot = held.slot
+    made = Made(gpu=slot.gpu, profile=slot.profile, start=slot.start, uuid=held.uuid)
+    if made not in situation.made:
         return None
-    there = situation.instances.get(slot.gpu, ())
-    return next((one for one in there if (one.profile, one.start) == (slot.profile, slot.start) and is_own(situation, one)), None)  # fmt: skip
+    for instance in situation.instances.get(slot.gpu, ()):
+        if (instance.profile, instance.start) == (slot.profile, slot.start) and held.uuid in {"", instance.uuid}:
+            return instance
+    return None
 
 
 def is_own(situation: Situation, instance: Instance) -> bool:
     """Whether the agent created it: recorded by placement before the creation, by UUID after it."""
-    placed = Made(gpu=instance.gpu, profile=instance.profile, start=instance.start)
+    placed = _placed(instance)
     return placed in situation.made or placed.model_copy(update={"uuid": instance.uuid}) in situation.made
 
 
-# ------------------------------------------------------------------------------------------------------ what was learnt
+# ------------------------------------------------------------------------------------------------- what was learnt
 
 
 def specified(situation: Situation, slots: Iterable[Slot], generation: int) -> Situation:
@@ -148,12 +155,17 @@ def listed(situation: Situation, gpus: Iterable[GpuFacts]) -> Situation:
     return replace(situation, gpus={gpu.uuid: gpu for gpu in gpus})
 
 
+def facts_with(gpu: GpuFacts, *, healthy: bool, message: str) -> GpuFacts:
+    """The same GPU in another state of health."""
+    return replace(gpu, healthy=healthy, message=message)
+
+
 def walked(situation: Situation, gpu: str, instances: Iterable[Instance]) -> Situation:
     """The instances of one GPU were listed."""
     return replace(situation, instances=_with(situation.instances, gpu, tuple(instances)))
 
 
-# ------------------------------------------------------------------------------------------------------- making a device
+# ------------------------------------------------------------------------------------------------- making a device
 
 
 def accepted(situation: Situation, slot: Slot) -> Situation:
@@ -166,10 +178,12 @@ def accepted(situation: Situation, slot: Slot) -> Situation:
 _BACK_IN_HAND: Final[dict[str, object]] = {"state": SlotState.PREPARING, "message": "", "stored": False}
 
 
-def waiting(situation: Situation, device: str, message: str) -> Situation:
-    """Nothing can be done for the device yet, for that reason. What failed stays failed until it is tried again."""
+def waiting(situation: Situation, device: str, state: SlotState, message: str) -> Situation:
+    """Nothing can be done for the device yet, for that reason."""
     held = situation.held[device]
-    return situation if held.message == message else _held(situation, held.model_copy(update={"message": message}))
+    if (held.state, held.message) == (state, message):
+        return situation
+    return _held(situation, held.model_copy(update={"state": state, "message": message}))
 
 
 def failed(situation: Situation, device: str, message: str) -> Situation:
@@ -177,16 +191,20 @@ def failed(situation: Situation, device: str, message: str) -> Situation:
     return _held(situation, situation.held[device].model_copy(update={"state": SlotState.FAILED, "message": message}))
 
 
-def restarted(situation: Situation, device: str) -> Situation:
-    """The device has to be made once more, from what is left of it."""
-    again = {"state": SlotState.PREPARING, "message": "", "stored": False}
+def undone(situation: Situation, device: str) -> Situation:
+    """The instance under the device is gone; it has to be made once more."""
+    again = {"state": SlotState.PREPARING, "uuid": "", "message": "", "stored": False}
     return _held(situation, situation.held[device].model_copy(update=again))
 
 
 def intended(situation: Situation, slot: Slot) -> Situation:
     """An instance is about to be created there; recorded first, so that it is known as ours whatever happens."""
-    made = Made(gpu=slot.gpu, profile=slot.profile, start=slot.start)
-    return replace(situation, made=situation.made | {made})
+    return replace(situation, made=_without_placement(situation.made, slot) | {_placed(slot)})
+
+
+def not_created(situation: Situation, slot: Slot) -> Situation:
+    """The driver refused to create an instance there and left nothing behind."""
+    return replace(situation, made=situation.made - {_placed(slot)})
 
 
 def made_ready(situation: Situation, device: str, uuid: str, now: datetime) -> Situation:
@@ -195,8 +213,7 @@ def made_ready(situation: Situation, device: str, uuid: str, now: datetime) -> S
     slot = held.slot
     made = situation.made
     if slot.profile != FULL:
-        made = _without_placement(made, slot.gpu, slot.profile, slot.start)
-        made |= {Made(gpu=slot.gpu, profile=slot.profile, start=slot.start, uuid=uuid)}
+        made = _without_placement(made, slot) | {_placed(slot).model_copy(update={"uuid": uuid})}
     ready = {"state": SlotState.READY, "uuid": uuid, "ready_at": now, "message": "", "stored": False}
     return _held(replace(situation, made=made), held.model_copy(update=ready))
 
@@ -207,6 +224,13 @@ def stored(situation: Situation, ready_at: Mapping[str, datetime]) -> Situation:
         held = situation.held.get(device)
         if held is not None and not held.stored and held.state is SlotState.READY and held.ready_at == since:
             situation = _held(situation, held.model_copy(update={"stored": True}))
+    return situation
+
+
+def unstored(situation: Situation) -> Situation:
+    """GpuNode.status is empty: somebody deleted the object and it was made anew."""
+    for held in situation.held.values():
+        situation = _held(situation, held.model_copy(update={"stored": False}))
     return situation
 
 
@@ -228,7 +252,7 @@ def publishing(situation: Situation, devices: Iterable[str]) -> Situation:
     return situation
 
 
-# -------------------------------------------------------------------------------------------------- taking a device away
+# -------------------------------------------------------------------------------------------- taking a device away
 
 
 def drained(situation: Situation, device: str) -> Situation:
@@ -245,22 +269,17 @@ def proven_empty(situation: Situation, subject: str) -> Situation:
 def destroyed(situation: Situation, instance: Instance) -> Situation:
     """The instance is gone."""
     left = tuple(one for one in situation.instances.get(instance.gpu, ()) if one.gpu_instance != instance.gpu_instance)
-    made = _without_placement(situation.made, instance.gpu, instance.profile, instance.start)
-    subjects = {instance.uuid}
-    return replace(
-        walked(situation, instance.gpu, left), made=made, proven=situation.proven - subjects
-    )
+    made = _without_placement(situation.made, instance)
+    return replace(walked(situation, instance.gpu, left), made=made, proven=situation.proven - {instance.uuid})
 
 
 def forgotten(situation: Situation, device: str) -> Situation:
     """Nothing is left of the device."""
     held = {name: one for name, one in situation.held.items() if name != device}
-    slot = situation.held[device].slot
-    made = _without_placement(situation.made, slot.gpu, slot.profile, slot.start)
-    return replace(situation, held=held, made=made, proven=situation.proven - {device})
+    return replace(situation, held=held, proven=situation.proven - {device}, resting=situation.resting - {device})
 
 
-# ---------------------------------------------------------------------------------------------------------------- claims
+# ---------------------------------------------------------------------------------------------------------- claims
 
 
 def claimed(situation: Situation, claim: PreparedClaim) -> Situation:
@@ -273,7 +292,7 @@ def unclaimed(situation: Situation, uid: str) -> Situation:
     return replace(situation, prepared={key: one for key, one in situation.prepared.items() if key != uid})
 
 
-# -------------------------------------------------------------------------------------------------------------- patience
+# -------------------------------------------------------------------------------------------------------- patience
 
 
 def rested(situation: Situation, subject: str) -> Situation:
@@ -286,7 +305,7 @@ def woken(situation: Situation, subject: str) -> Situation:
     return replace(situation, resting=situation.resting - {subject})
 
 
-# ------------------------------------------------------------------------------------------------------------- beginning
+# ------------------------------------------------------------------------------------------------------- beginning
 
 
 def rebooted(situation: Situation) -> Situation:
@@ -322,5 +341,9 @@ def _with(mapping: Mapping[K, V], key: K, value: V) -> dict[K, V]:
     return {**mapping, key: value}
 
 
-def _without_placement(made: frozenset[Made], gpu: str, profile: str, start: int) -> frozenset[Made]:
-    return frozenset(one for one in made if (one.gpu, one.profile, one.start) != (gpu, profile, start))
+def _placed(at: Slot | Instance) -> Made:
+    return Made(gpu=at.gpu, profile=at.profile, start=at.start)
+
+
+def _without_placement(made: frozenset[Made], at: Slot | Instance) -> frozenset[Made]:
+    return frozenset(one for one in made if (one.gpu, one.profile, one.start) != (at.gpu, at.profile, at.start))

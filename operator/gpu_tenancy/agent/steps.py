@@ -55,6 +55,7 @@ class Await:
     """Nothing to do for the device but to wait, for the reason given."""
 
     device: str
+    state: SlotState
     message: str
 
 
@@ -175,12 +176,19 @@ def _rank(held: Held) -> tuple[bool, int, str]:
 
 
 def serves(situation: Situation, held: Held) -> bool:
-    """Whether the device belongs into the ResourceSlice: wanted, ready, stored as ready, and nothing wrong with it."""
-    sound = is_wanted(situation, held) and fault(situation, held) is None
-    return sound and held.state is SlotState.READY and (held.stored or held.published)
+    """Whether a device that stands in the ResourceSlice may stay there: wanted, ready, and nothing wrong with it."""
+    return is_wanted(situation, held) and held.state is SlotState.READY and fault(situation, held) is None
 
 
-# ------------------------------------------------------------------------------------------------------------ taking away
+def slice_next(situation: Situation) -> tuple[Held, ...]:
+    """The devices of the next ResourceSlice by name: what stands there and serves, and what is to be published."""
+    publish = {step.device for step in diff(situation) if isinstance(step, Publish)}
+    stays = (held for held in situation.held.values() if held.published and serves(situation, held))
+    joins = (situation.held[device] for device in publish)
+    return tuple(sorted((*stays, *joins), key=lambda held: held.slot.device))
+
+
+# ----------------------------------------------------------------------------------------------------- taking away
 
 
 def _take_away(situation: Situation, held: Held) -> Iterator[Step]:
@@ -190,11 +198,11 @@ def _take_away(situation: Situation, held: Held) -> Iterator[Step]:
         return
     blocked = release_blocked(situation, held)
     if blocked is not None:
-        yield Await(device, blocked)
+        yield Await(device, held.state, blocked)
         return
-    instance = instance_of(situation, held.slot)
+    instance = instance_of(situation, held)
     if device in situation.resting:
-        yield Await(device, held.message)
+        yield Await(device, held.state, held.message)
     elif _was_handed_out(held) and _still_there(held, instance) and device not in situation.proven:
         yield Prove(device, held.slot.gpu, held.uuid)
     elif instance is not None:
@@ -240,12 +248,10 @@ def _who(holder: Holder) -> str:
 
 def _orphans(situation: Situation, gpu: str, held_here: list[Held]) -> Iterator[Step]:
     """Instances of the agent's own making that no device in hand explains: they hold memory for nobody."""
-    explained = {(held.slot.profile, held.slot.start) for held in held_here}
+    explained = [instance_of(situation, held) for held in held_here]
     for instance in situation.instances.get(gpu, ()):
         subject = orphan(instance)
-        if (instance.profile, instance.start) in explained or not is_own(situation, instance):
-            continue
-        if subject in situation.resting:
+        if instance in explained or not is_own(situation, instance) or subject in situation.resting:
             continue
         if instance.uuid and subject not in situation.proven:
             yield Prove(subject, gpu, instance.uuid)
@@ -258,7 +264,7 @@ def orphan(instance: Instance) -> str:
     return instance.uuid or f"{instance.gpu}/gi{instance.gpu_instance}"
 
 
-# ------------------------------------------------------------------------------------------------------------------ making
+# ---------------------------------------------------------------------------------------------------------- making
 
 
 def _make(situation: Situation, held: Held) -> Iterator[Step]:
@@ -270,33 +276,36 @@ def _make(situation: Situation, held: Held) -> Iterator[Step]:
         case _ if wrong is not None:
             if (held.state, held.message) != (SlotState.FAILED, wrong):
                 yield Fail(device, wrong)
-        case SlotState.READY if not _exists(situation, held):
-            yield Remake(device)
-        case SlotState.READY if not held.stored:
-            yield Store(device)
         case SlotState.READY:
-            if not held.published:
-                yield Publish(device)
+            yield from _announce(situation, held)
         case SlotState.PREPARING | SlotState.FAILED:
             yield _begin(situation, held)
+
+
+def _announce(situation: Situation, held: Held) -> Iterator[Step]:
+    if not _exists(situation, held):
+        yield Remake(held.slot.device)
+    elif not held.stored:
+        yield Store(held.slot.device)
+    elif not held.published:
+        yield Publish(held.slot.device)
 
 
 def _begin(situation: Situation, held: Held) -> Step:
     slot = held.slot
     blocked = making_blocked(situation, held)
     if blocked is not None:
-        return Await(slot.device, blocked)
+        return Await(slot.device, SlotState.PREPARING, blocked)
     if slot.device in situation.resting:
-        return Await(slot.device, held.message)
-    instance = instance_of(situation, slot)
+        return Await(slot.device, held.state, held.message)
+    instance = instance_of(situation, held)
     return Create(slot) if instance is None else Adopt(slot, instance)
 
 
 def _exists(situation: Situation, held: Held) -> bool:
     if held.slot.profile == FULL:
         return held.slot.gpu in situation.gpus
-    instance = instance_of(situation, held.slot)
-    return instance is not None and instance.uuid == held.uuid
+    return instance_of(situation, held) is not None
 
 
 def making_blocked(situation: Situation, held: Held) -> str | None:
@@ -306,7 +315,7 @@ def making_blocked(situation: Situation, held: Held) -> str | None:
         if other is not held and _occupies(situation, other) and _overlap(situation, other, held.slot.gpu, mask):
             return release_blocked(situation, other) or _takes(other)
     for instance in situation.instances.get(held.slot.gpu, ()):
-        if _mask(instance) & mask and is_own(situation, instance) and instance_of(situation, held.slot) != instance:
+        if _mask(instance) & mask and is_own(situation, instance) and instance_of(situation, held) != instance:
             return f"waits for MIG instance {instance.profile} at {instance.start} of a former device to be destroyed"
     return None
 
@@ -317,7 +326,7 @@ def _takes(other: Held) -> str:
 
 
 def _occupies(situation: Situation, held: Held) -> bool:
-    return _was_handed_out(held) or instance_of(situation, held.slot) is not None
+    return _was_handed_out(held) or instance_of(situation, held) is not None
 
 
 def _overlap(situation: Situation, held: Held, gpu: str, mask: int) -> bool:
@@ -334,7 +343,7 @@ def _mask(instance: Instance) -> int:
     return ((1 << instance.size) - 1) << instance.start
 
 
-# ------------------------------------------------------------------------------------------------------------------ faults
+# ---------------------------------------------------------------------------------------------------------- faults
 
 
 def fault(situation: Situation, held: Held) -> str | None:
@@ -359,7 +368,9 @@ def _misfit(gpu: GpuFacts, slot: Slot) -> str | None:
     if profile is None:
         return f"{gpu.model} has no MIG profile {slot.profile}; it has {', '.join(of_model(gpu.model)) or 'none'}"
     if slot.start not in profile.starts:
-        return f"{slot.profile} cannot start at memory slice {slot.start} of {gpu.model}, only at {list(profile.starts)}"
+        return (
+            f"{slot.profile} cannot start at memory slice {slot.start} of {gpu.model}, only at {list(profile.starts)}"
+        )
     return None
 
 

@@ -132,7 +132,8 @@ def _checked_duration(text: str) -> str:
 def _checked_quantity(value: object) -> str:
     """The quantity as it was written: plain numbers are quantities too, but true is none."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise ValueError(f"quantity {value!r} is not understood; {_QUANTITY_REMEDY}")
+        # Not a TypeError, which pydantic would not turn into its own report.
+        raise ValueError(f"quantity {value!r} is not understood; {_QUANTITY_REMEDY}")  # noqa: TRY004
     parse_quantity(value)
     return str(value)
 

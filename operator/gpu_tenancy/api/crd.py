@@ -1,22 +1,24 @@
-"""Generator: models → CustomResourceDefinitions, DeviceClass and field reference.
+"""Generator: models → CustomResourceDefinitions and DeviceClass.
 
-Pure functions from the models to text; the two `write_…` put that text into files for the command line. What the
-schema language of Kubernetes does not know is refused here, not left to the API server.
+Pure functions from the models to text; `write_crds` puts that text into files for the command line. What the schema
+language of Kubernetes does not know is refused here, not left to the API server.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from pydantic import JsonValue
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from gpu_tenancy.api import lease, node, pool, pricebook, usage
-from gpu_tenancy.api.kinds import Column, Kind, NameLimit
+from gpu_tenancy.api.kinds import Column, Kind, NameLimit, rule
 from gpu_tenancy.api.names import CATEGORY, DEVICE_CLASS, DRIVER, GROUP, VERSION
 
 KINDS: Final = (lease.KIND, pool.KIND, node.KIND, pricebook.KIND, usage.KIND)
@@ -24,10 +26,12 @@ KINDS: Final = (lease.KIND, pool.KIND, node.KIND, pricebook.KIND, usage.KIND)
 
 Schema = dict[str, Any]
 
-_KEPT: Final = frozenset(
-    "type format description default enum pattern minLength maxLength minimum maximum items minItems maxItems properties "
-    "required additionalProperties maxProperties".split()
-)
+_LEVELS: Final = ("properties", "items", "additionalProperties")
+"""Keywords under which further schemas stand."""
+_KEPT: Final = frozenset({
+    "type", "format", "description", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum", "minItems",
+    "maxItems", "minProperties", "maxProperties", "required",
+})  # fmt: skip
 """Keywords that mean the same in JSON schema and in a structural schema."""
 _HEADER: Final = "# Generated from operator/gpu_tenancy/api by `make verify`; edit the models, not this file.\n"
 
@@ -46,39 +50,49 @@ def structural_schema(kind: Kind) -> Schema:
     """
     raw = kind.model.model_json_schema(by_alias=True, mode="validation", schema_generator=_AbsentNotNull)
     schema = _structural(raw, raw.get("$defs", {}), kind.name)
-    if "status" in schema["properties"]:
-        _drop_defaults(schema["properties"]["status"])
+    # A status says what is, so nothing is filled in there.
+    for _, level in levels(schema["properties"].get("status", {}), "status"):
+        level.pop("default", None)
     if kind.name_limit:
-        schema["properties"] = {"metadata": _metadata(kind.name_limit)} | schema["properties"]
+        schema["properties"] = {"metadata": _metadata()} | schema["properties"]
         schema.setdefault("x-kubernetes-validations", []).append(_name_rule(kind.name_limit))
     return schema
 
 
+def levels(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
+    """A schema and every schema below it, each with the path of its field: `spec.rates[].model`."""
+    yield path, schema
+    for name, each in schema.get("properties", {}).items():
+        yield from levels(each, f"{path}.{name}".removeprefix("."))
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            yield from levels(schema[key], f"{path}[]")
+
+
 def _structural(raw: Mapping[str, Any], definitions: Mapping[str, Any], where: str) -> Schema:
-    """One level of the schema; `where` is the path for error messages."""
+    """One level of the schema with all below it; `where` is the path for error messages."""
     raw = _resolved(raw, definitions)
-    schema: Schema = {}
-    for key, value in raw.items():
-        match key, value:
-            case ("title" | "$defs"), _:
-                pass
-            case "additionalProperties", False:
-                pass  # beside `properties` it is illegal; the API server prunes or refuses unknown fields anyway
-            case "properties", _:
-                schema[key] = {name: _structural(each, definitions, f"{where}.{name}") for name, each in value.items()}
-            case ("items" | "additionalProperties"), dict():
-                schema[key] = _structural(value, definitions, f"{where}[]")
-            case "const", _:
-                schema["enum"] = [value]
-            case "description", str():
-                schema[key] = " ".join(cleandoc(value).split())
-            case "default", _:
-                pass  # below, where the type is known
-            case _ if key in _KEPT or key.startswith("x-kubernetes-"):
-                schema[key] = value
-            case _:
-                raise ValueError(f"{where} uses the JSON schema keyword {key!r}, which a structural schema does not have")
+    schema = {key: _keyword(key, value, where) for key, value in raw.items() if _is_kept(key)}
+    if raw.get("properties"):
+        fields = raw["properties"].items()
+        schema["properties"] = {name: _structural(each, definitions, f"{where}.{name}") for name, each in fields}
+    for key in ("items", "additionalProperties"):
+        # `additionalProperties: false` is illegal beside `properties`; the API server drops unknown fields anyway.
+        if raw.get(key, False) is not False:
+            schema[key] = _structural(raw[key], definitions, f"{where}[]")
     return schema | _default(raw.get("default"), schema)
+
+
+def _is_kept(key: str) -> bool:
+    return key not in (*_LEVELS, "title", "$defs", "default")
+
+
+def _keyword(key: str, value: Any, where: str) -> Any:  # noqa: ANN401 — a JSON value
+    if key == "description":
+        return " ".join(cleandoc(value).split())
+    if key in _KEPT or key.startswith("x-kubernetes-"):
+        return value
+    raise ValueError(f"{where} uses the JSON schema keyword {key!r}, which a structural schema does not have")
 
 
 def _resolved(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -100,20 +114,20 @@ def _default(value: object, schema: Schema) -> Schema:
             return {}  # None, empty lists and maps: absent says the same
 
 
-def _drop_defaults(schema: Schema) -> None:
-    """A status says what is, so nothing is filled in."""
-    schema.pop("default", None)
-    for each in (*schema.get("properties", {}).values(), schema.get("items", {})):
-        _drop_defaults(each)
+def _metadata() -> Schema:
+    """The one part of metadata that a CustomResourceDefinition may spell out; a rule needs its bound."""
+    return {"type": "object", "properties": {"name": {"type": "string", "maxLength": 253}}}
 
 
-def _metadata(limit: NameLimit) -> Schema:
-    """The one part of metadata that a CustomResourceDefinition may narrow."""
-    return {"type": "object", "properties": {"name": {"type": "string", "maxLength": limit.length}}}
-
-
-def _name_rule(limit: NameLimit) -> Schema:
-    return {"rule": f"self.metadata.name.matches('{limit.pattern}')", "message": limit.message}
+def _name_rule(limit: NameLimit) -> JsonValue:
+    name = "self.metadata.name"
+    fits = f"{name}.size() <= {limit.length} && {name}.matches('{limit.pattern}')"
+    return rule(
+        fits,
+        f"metadata.name {limit.remedy}",
+        computed=f"'metadata.name ' + {name} + ' {limit.remedy}'",
+        field=".metadata.name",
+    )
 
 
 def custom_resource_definition(kind: Kind) -> Schema:
@@ -126,12 +140,6 @@ def custom_resource_definition(kind: Kind) -> Schema:
         "shortNames": [kind.short_name],
         "categories": [CATEGORY],
     }
-    version: Schema = {"name": VERSION, "served": True, "storage": True, "schema": {"openAPIV3Schema": structural_schema(kind)}}
-    if kind.has_status:
-        version["subresources"] = {"status": {}}
-    if kind.selectable:
-        version["selectableFields"] = [{"jsonPath": path} for path in kind.selectable]
-    version["additionalPrinterColumns"] = [_column(column) for column in kind.columns]
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -140,9 +148,24 @@ def custom_resource_definition(kind: Kind) -> Schema:
             "group": GROUP,
             "names": names,
             "scope": "Namespaced" if kind.namespaced else "Cluster",
-            "versions": [version],
+            "versions": [_version(kind)],
         },
     }
+
+
+def _version(kind: Kind) -> Schema:
+    version: Schema = {"name": VERSION, "served": True, "storage": True}
+    if kind.has_status:
+        version["subresources"] = {"status": {}}
+    version["additionalPrinterColumns"] = [_column(column) for column in kind.columns]
+    if kind.selectable:
+        version["selectableFields"] = [{"jsonPath": path} for path in kind.selectable]
+    schema = structural_schema(kind)
+    for _, level in levels(schema, ""):
+        if level.get("default", {}) != {}:
+            # `kubectl explain` shows no defaults by itself.
+            level["description"] += f" Default: {json.dumps(level['default'])}."
+    return version | {"schema": {"openAPIV3Schema": schema}}
 
 
 def _column(column: Column) -> Schema:
@@ -163,7 +186,7 @@ def device_class() -> Schema:
 class _Dumper(yaml.SafeDumper):
     """YAML without anchors: equal parts are written out, as kubectl would show them."""
 
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 — yaml's signature
+    def ignore_aliases(self, _data: object) -> bool:
         return True
 
 
@@ -182,90 +205,3 @@ def write_crds(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in crd_texts().items():
         (folder / name).write_text(text)
-
-
-def reference_texts() -> dict[str, str]:
-    """The field reference, by file name."""
-    preface = (
-        "<!-- Generated from operator/gpu_tenancy/api by `make verify`; edit the models, not this file. -->\n"
-        "# Field reference\n\n"
-        f"Kinds of `{GROUP}/{VERSION}`. `kubectl explain <kind> --recursive` shows the same. Fields in **bold** are required.\n"
-    )
-    return {"reference.md": "\n".join([preface, *(line for kind in KINDS for line in _kind_reference(kind))])}
-
-
-def write_reference(path: Path) -> None:
-    """Write the field reference to a file, whose folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(reference_texts()["reference.md"])
-
-
-def _kind_reference(kind: Kind) -> Iterator[str]:
-    schema = structural_schema(kind)
-    scope = "in a namespace" if kind.namespaced else "of the cluster"
-    yield f"## {kind.name}\n"
-    yield f"{schema['description']}\n"
-    yield f"`{kind.plural}`, `{kind.name.lower()}`, `{kind.short_name}`; {scope}.\n"
-    for part in ("spec", "status"):
-        if part in schema["properties"]:
-            yield "| field | type | default | meaning |\n|---|---|---|---|"
-            yield from _rows(schema["properties"][part], part, required=part in schema.get("required", []))
-            yield ""
-    checks = [check for path, each in _levels(schema, "") for check in _checks(path, each)]
-    if checks:
-        yield "The API server refuses:\n"
-        yield from checks
-        yield ""
-
-
-def _rows(schema: Schema, path: str, *, required: bool) -> Iterator[str]:
-    """Table rows of a field and of all below it."""
-    name = f"**`{path}`**" if required else f"`{path}`"
-    default = f"`{_literal(schema['default'])}`" if "default" in schema else ""
-    yield f"| {name} | {_type(schema)} | {default} | {_cell(schema.get('description', ''))} |"
-    below = schema["items"] if "items" in schema else schema
-    for field, each in below.get("properties", {}).items():
-        yield from _rows(each, f"{path}{'[]' if 'items' in schema else ''}.{field}", required=field in below.get("required", []))
-
-
-def _type(schema: Schema) -> str:
-    """Type and bounds of a field in few words."""
-    if "enum" in schema:
-        return _cell(" \\| ".join(f"`{value}`" for value in schema["enum"]))
-    if "items" in schema:
-        return f"list of {_type(schema['items'])}{_most(schema, 'maxItems')}"
-    if "additionalProperties" in schema:
-        return f"map of {_type(schema['additionalProperties'])}{_most(schema, 'maxProperties')}"
-    if schema.get("x-kubernetes-int-or-string"):
-        return "quantity"
-    bounds = f" {schema['minimum']}–{schema['maximum']}" if "minimum" in schema and "maximum" in schema else ""
-    return {"date-time": "time"}.get(schema.get("format", ""), schema["type"]) + bounds
-
-
-def _most(schema: Schema, keyword: str) -> str:
-    return f", at most {schema[keyword]}" if keyword in schema else ""
-
-
-def _literal(value: object) -> str:
-    """A default as YAML writes it."""
-    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("\n").removesuffix("\n...")
-
-
-def _cell(text: str) -> str:
-    return text.replace("\n", " ").replace("<", "&lt;")
-
-
-def _levels(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
-    """A schema and every schema below it, each with its path."""
-    yield path, schema
-    for name, each in schema.get("properties", {}).items():
-        yield from _levels(each, f"{path}.{name}".removeprefix("."))
-    for each in (schema[key] for key in ("items", "additionalProperties") if isinstance(schema.get(key), dict)):
-        yield from _levels(each, f"{path}[]")
-
-
-def _checks(path: str, schema: Schema) -> Iterator[str]:
-    """One line for each rule of a level that the API server checks."""
-    for each in schema.get("x-kubernetes-validations", []):
-        at = f"{path}{each.get('fieldPath', '')}".removeprefix(".")
-        yield f"- `{at}`: {each['message']}"

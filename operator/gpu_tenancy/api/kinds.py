@@ -40,8 +40,8 @@ class NameLimit:
     """Most characters."""
     pattern: str
     """Regular expression of the whole name."""
-    message: str
-    """Sentence for names that do not fit; says which do."""
+    remedy: str
+    """Which names fit and why, as the end of the sentence "metadata.name … "."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,11 @@ def rule(cel: str, message: str, *, computed: str = "", field: str = "", forbids
     """Validation rule of the schema it is put on.
 
     `message` says what is wrong and what to do; `computed` is CEL for the same sentence with the value in it. `field`
-    is the path, from that schema, of the field at fault. `forbids`: the fault is that the value is there or has changed,
-    not which it is, so the API server need not repeat it.
+    is the path, from that schema, of the field at fault. `forbids`: the fault is that the value is there or has
+    changed, not which it is, so the API server need not repeat it.
+
+    `computed` may take in bounded strings only: the API server reckons the text of a number or time as boundless, and
+    refuses the rule as too costly.
     """
     keywords: dict[str, JsonValue] = {"rule": cel, "message": message}
     if computed:

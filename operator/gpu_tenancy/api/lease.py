@@ -1,13 +1,38 @@
-"""GpuLease: the contract between a tenant and the owner of the GPUs."""
+"""GpuLease: the contract between a tenant and the owner of the GPUs.
+
+Schema, rules and columns only; what a lease leads to is decided in ``gpu_tenancy.core``.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import Field, WithJsonSchema
+from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema
 
-from gpu_tenancy.api.base import ApiModel, ConditionStatus, Currency, DecimalString, Duration, MicroTime, Quantity, Time
+from gpu_tenancy.api.base import (
+    DURATION_PATTERN,
+    ApiModel,
+    ConditionStatus,
+    Currency,
+    DecimalString,
+    Duration,
+    MicroTime,
+    Profile,
+    Quantity,
+    Time,
+)
+from gpu_tenancy.api.kinds import (
+    AGE,
+    Column,
+    Kind,
+    NameLimit,
+    condition_column,
+    immutable,
+    list_map,
+    rule,
+    rules,
+)
 
 
 class Tier(StrEnum):
@@ -75,13 +100,26 @@ class Reason(StrEnum):
 class GpusSpec(ApiModel):
     """The GPUs of each pod."""
 
-    profile: str = Field(max_length=16)
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.profile == 'full' || self.count == 1",
+                "a MIG slice is leased one per pod, because CUDA sees only one MIG device per process; "
+                "set spec.gpus.count to 1 and raise spec.pods, or take profile full",
+                computed="'spec.gpus.count must be 1 with profile ' + self.profile + ': a MIG slice is leased one per "
+                "pod, because CUDA sees only one MIG device per process; raise spec.pods, or take profile full'",
+                field=".count",
+            )
+        )
+    )
+
+    profile: Profile
     """`full` for whole GPUs, or a MIG profile by its name on that model: 1g.5gb, 2g.10gb, 3g.20gb, 4g.20gb, 7g.40gb
     on A100 40 GB; 1g.10gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb on A100 80 GB."""
     count: int = Field(default=1, ge=1, le=16)
     """Devices per pod, all on one node: 1 to 16 for `full`; exactly 1 for a slice, because CUDA sees only one MIG
     device per process."""
-    model: str | None = Field(default=None, max_length=63)
+    model: str | None = Field(default=None, min_length=1, max_length=63)
     """GPU model by its NVML name without the vendor, e.g. A100-SXM4-80GB. Absent: any model that fits."""
 
 
@@ -94,8 +132,33 @@ class PodResources(ApiModel):
     """Memory per pod, e.g. 128Gi."""
 
 
+def _understood(field: str) -> str:
+    """CEL: the duration is well formed, so that `duration()` can be asked; its own rule reports it where it is not."""
+    return f"self.{field}.matches('{DURATION_PATTERN}')"
+
+
 class Term(ApiModel):
     """How long the lease runs."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                f"!has(self.duration) || !{_understood('duration')} || duration(self.duration) > duration('0s')",
+                "spec.term.duration must be longer than zero; leave it out for a lease that runs until it is deleted",
+                computed="'spec.term.duration ' + self.duration + ' must be longer than zero; leave it out for a lease "
+                "that runs until it is deleted'",
+                field=".duration",
+            ),
+            rule(
+                f"!has(self.duration) || !{_understood('duration')} || !{_understood('notice')}"
+                " || duration(self.notice) < duration(self.duration)",
+                "spec.term.notice (5m unless set) must be shorter than spec.term.duration; set a shorter notice",
+                computed="'spec.term.notice ' + self.notice + ' must be shorter than spec.term.duration ' + "
+                "self.duration + '; set a shorter notice (it is 5m unless set)'",
+                field=".notice",
+            ),
+        )
+    )
 
     duration: Duration | None = None
     """Length of the lease from the first billed second, e.g. 4h. Absent: until the lease is deleted. May be changed
@@ -105,19 +168,96 @@ class Term(ApiModel):
     than duration."""
 
 
+_OPEN: Final[dict[str, JsonValue]] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+"""An object whose fields are kept as given; only those that a rule needs are spelled out."""
+_CLAIMS: Final[dict[str, JsonValue]] = {"type": "array", "maxItems": 32, "items": _OPEN}
+_REFUSED: Final = (
+    ("nodeName", "the operator places the pods; leave it out"),
+    ("schedulerName", "the pods need kube-scheduler, which knows their devices; leave it out"),
+    ("priorityClassName", "the order of leases and miners is the operator's; leave it out"),
+    ("resourceClaims", "the operator adds the claim of the lease's devices; leave it out"),
+)
+"""Fields of the template's pod that are not the tenant's to set, and why."""
+
+
+def _containers(description: str, least: int) -> dict[str, JsonValue]:
+    """Schema of a list of containers: kept as given, but that claims can be seen and refused."""
+    resources: dict[str, JsonValue] = {**_OPEN, "properties": {"claims": _CLAIMS}}
+    refused = rule(
+        "!has(self.resources) || !has(self.resources.claims)",
+        "spec.template: resources.claims of a container may not be set: the operator adds the claim of the lease's "
+        "devices; leave it out",
+        field=".resources.claims",
+        forbids=True,
+    )
+    item: dict[str, JsonValue] = {**_OPEN, "properties": {"resources": resources}, **rules(refused)}
+    return {"type": "array", "description": description, "minItems": least, "maxItems": 32, "items": item}
+
+
+_POD_SPEC: Final[dict[str, JsonValue]] = {
+    **_OPEN,
+    "description": "PodSpec, kept as given and checked by a dry run of the Job; the operator adds the claim.",
+    "required": ["containers"],
+    "properties": {
+        "containers": _containers("Containers of each pod, as in a PodSpec.", 1),
+        "initContainers": _containers("Init containers of each pod, as in a PodSpec.", 0),
+        **{
+            field: {**(_CLAIMS if field == "resourceClaims" else {"type": "string"}), "description": f"Refused: {why}."}
+            for field, why in _REFUSED
+        },
+    },
+    **rules(
+        *(
+            rule(
+                f"!has(self.{field})",
+                f"spec.template.spec.{field} may not be set: {why}",
+                field=f".{field}",
+                forbids=True,
+            )
+            for field, why in _REFUSED
+        )
+    ),
+}
+
 Template = Annotated[
     dict[str, Any],
-    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
+    WithJsonSchema({**_OPEN, "required": ["spec"], "properties": {"spec": _POD_SPEC}}),
 ]
+"""Pod template as the tenant wrote it."""
+
+_NEW_LEASE: Final = "make a new lease instead"
 
 
 class GpuLeaseSpec(ApiModel):
     """What is rented, for how long, at which tier, and optionally what runs on it."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            immutable("gpus", f"spec.gpus is immutable, because GPUs were reserved and priced for it; {_NEW_LEASE}"),
+            immutable("pods", f"spec.pods is immutable, because the gang was placed as a whole; {_NEW_LEASE}"),
+            immutable("tier", f"spec.tier is immutable, because the price was agreed for it; {_NEW_LEASE}"),
+            immutable("template", f"spec.template is immutable, because its Job was started from it; {_NEW_LEASE}"),
+            rule(
+                "!(has(self.template) && has(self.podResources))",
+                "spec.podResources and spec.template are both set: with a template, CPU and memory are those that its "
+                "containers request; leave spec.podResources out",
+                field=".podResources",
+                forbids=True,
+            ),
+            rule(
+                "self.onCompletion != 'Hold' || has(self.template)",
+                "spec.onCompletion Hold has no meaning without spec.template, because then no Job completes; "
+                "leave it out or add a template",
+                field=".onCompletion",
+            ),
+        )
+    )
+
     gpus: GpusSpec
     """The GPUs of each pod. Immutable."""
     pods: int = Field(default=1, ge=1, le=64)
-    """Size of the gang: that many pods, each with its GPUs on one node; placed all together or not at all. Immutable."""
+    """Size of the gang: that many pods, each with its GPUs on one node; placed all together or not at all.
+    Immutable."""
     pod_resources: PodResources | None = None
     """CPU and memory of each pod, planned with the GPUs. Taken from the template where there is one."""
     tier: Tier = Tier.ON_DEMAND
@@ -129,8 +269,8 @@ class GpuLeaseSpec(ApiModel):
     on_completion: OnCompletion = OnCompletion.RELEASE
     """With a template: Release ends the lease when its Job has finished or failed; Hold keeps the GPUs (and bills)."""
     template: Template | None = None
-    """Pod template {metadata, spec} to run as an indexed Job of `pods` pods. Absent: bring your own pods, which refer to
-    the ResourceClaimTemplate that has the lease's name. Immutable."""
+    """Pod template {metadata, spec} to run as an indexed Job of `pods` pods. Absent: bring your own pods, which refer
+    to the ResourceClaimTemplate that has the lease's name. Immutable."""
 
 
 class LeaseCondition(ApiModel):
@@ -192,7 +332,7 @@ class GpuLeaseStatus(ApiModel):
     """Generation of the spec that this status was computed from."""
     conditions: Annotated[
         list[LeaseCondition],
-        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Field(max_length=16, json_schema_extra=list_map("type")),
     ] = []
     """Ready, Admitted, Allocated, Reconciling, Stalled, Expired, Settled."""
     contract: str | None = Field(default=None, max_length=64)
@@ -209,7 +349,7 @@ class GpuLeaseStatus(ApiModel):
     """Devices of the lease in all: pods × gpus.count."""
     ready_devices: int | None = Field(default=None, ge=0)
     """Devices that are published for the lease now."""
-    nodes: Annotated[list[str], Field(max_length=64)] = []
+    nodes: Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=64)] = []
     """Nodes on which its devices are."""
     position: int | None = Field(default=None, ge=1)
     """Place in the queue, 1 is next; absent when not queued."""
@@ -234,3 +374,29 @@ class GpuLease(ApiModel):
     """What is rented."""
     status: GpuLeaseStatus | None = None
     """What became of it."""
+
+
+KIND: Final = Kind(
+    model=GpuLease,
+    plural="gpuleases",
+    short_name="gpul",
+    columns=(
+        condition_column("State", "Ready"),
+        Column("GPUs", ".status.devices", "integer"),
+        Column("Profile", ".spec.gpus.profile"),
+        Column("Nodes", ".status.nodes"),
+        Column("Expires", ".status.expiresAt"),
+        Column("Cost", ".status.cost.amount"),
+        AGE,
+        Column("Position", ".status.position", "integer", wide=True),
+        Column("Price", ".status.price.perHour", wide=True),
+        condition_column("Reason", "Admitted", wide=True),
+    ),
+    selectable=(".spec.gpus.profile", ".spec.tier"),
+    name_limit=NameLimit(
+        52,
+        "^[a-z]([-a-z0-9]*[a-z0-9])?$",
+        "must be at most 52 characters of a-z, 0-9 and -, beginning with a letter, because the Job and the Service of "
+        "the lease are named after it",
+    ),
+)

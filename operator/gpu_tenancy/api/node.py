@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from gpu_tenancy.api.base import ApiModel, ConditionStatus, Holder, MicroTime, Time
+from gpu_tenancy.api.base import ApiModel, ConditionStatus, Holder, MicroTime, Profile, Time
+from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, list_map, rule, rules
 
 
 class GpuMode(StrEnum):
@@ -52,12 +53,23 @@ class NodeReason(StrEnum):
 class Slot(ApiModel):
     """One device that should exist and whom it belongs to."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.profile != 'full' || self.start == 0",
+                "start of a whole GPU must be 0: profile full takes every memory slice",
+                computed="'start of device ' + self.device + ' must be 0: profile full takes every memory slice'",
+                field=".start",
+            )
+        )
+    )
+
     device: str = Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     """Name of the device in the ResourceSlice: its placement and a hash of its holder, e.g. gpu3-9f2c41 or
     gpu3-1g10gb-6-9f2c41. A new holder is a new name."""
     gpu: str = Field(max_length=96)
     """UUID of the GPU."""
-    profile: str = Field(max_length=16)
+    profile: Profile
     """`full` for a whole GPU, else a MIG profile."""
     start: int = Field(default=0, ge=0, le=7)
     """First memory slice of the placement; 0 for a whole GPU."""
@@ -74,7 +86,7 @@ class GpuNodeSpec(ApiModel):
 
     slots: Annotated[
         list[Slot],
-        Field(max_length=112, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["device"]}),
+        Field(max_length=112, json_schema_extra=list_map("device")),
     ] = []
     """Wanted devices; at most 7 on each of 16 GPUs."""
 
@@ -149,17 +161,17 @@ class GpuNodeStatus(ApiModel):
     """Boot of the node that the devices belong to."""
     gpus: Annotated[
         list[Gpu],
-        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["uuid"]}),
+        Field(max_length=16, json_schema_extra=list_map("uuid")),
     ] = []
     """GPUs of the node."""
     slots: Annotated[
         list[ObservedSlot],
-        Field(max_length=224, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["device"]}),
+        Field(max_length=224, json_schema_extra=list_map("device")),
     ] = []
     """Devices that exist, are being made, or are being taken away."""
     conditions: Annotated[
         list[NodeCondition],
-        Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Field(max_length=8, json_schema_extra=list_map("type")),
     ] = []
     """Ready."""
 
@@ -171,3 +183,19 @@ class GpuNode(ApiModel):
     """What should be."""
     status: GpuNodeStatus | None = None
     """What is."""
+
+
+KIND: Final = Kind(
+    model=GpuNode,
+    plural="gpunodes",
+    short_name="gpun",
+    namespaced=False,
+    columns=(
+        condition_column("Ready", "Ready", "status"),
+        condition_column("State", "Ready"),
+        Column("Model", ".status.gpus[0].model"),
+        Column("Generation", ".metadata.generation", "integer", wide=True),
+        Column("Observed", ".status.observedGeneration", "integer", wide=True),
+        AGE,
+    ),
+)

@@ -1,13 +1,17 @@
-"""MiningPool: the flight sheet of the miners that run on GPUs nobody rents."""
+"""MiningPool: the flight sheet of the miners that run on GPUs nobody rents.
+
+Schema, rules and columns only; who mines on what is decided in ``gpu_tenancy.core``.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from gpu_tenancy.api.base import ApiModel, ConditionStatus, Quantity, Time
+from gpu_tenancy.api.kinds import AGE, Column, Kind, NameLimit, condition_column, list_map
 
 
 class Devices(StrEnum):
@@ -72,7 +76,7 @@ class MiningPoolSpec(ApiModel):
     """Arguments. Never a wallet: use payoutSecretRef."""
     env: Annotated[
         list[EnvVar],
-        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
+        Field(max_length=64, json_schema_extra=list_map("name")),
     ] = []
     """Literal environment variables."""
     resources: MinerResources = MinerResources()
@@ -115,7 +119,7 @@ class MiningPoolStatus(ApiModel):
     """Generation of the spec that this status was computed from."""
     conditions: Annotated[
         list[PoolCondition],
-        Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Field(max_length=8, json_schema_extra=list_map("type")),
     ] = []
     """Ready, Stalled."""
     assigned: int = Field(default=0, ge=0)
@@ -131,3 +135,24 @@ class MiningPool(ApiModel):
     """Which miner, and where."""
     status: MiningPoolStatus | None = None
     """What it mines on."""
+
+
+KIND: Final = Kind(
+    model=MiningPool,
+    plural="miningpools",
+    short_name="minepool",
+    columns=(
+        condition_column("State", "Ready"),
+        Column("Assigned", ".status.assigned", "integer"),
+        Column("Mining", ".status.mining", "integer"),
+        Column("Devices", ".spec.devices"),
+        Column("Priority", ".spec.priority", "integer"),
+        AGE,
+        Column("Image", ".spec.image", wide=True),
+    ),
+    name_limit=NameLimit(
+        63,
+        "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        "must be at most 63 characters of a-z, 0-9 and -, because the miners of the pool are labelled with it",
+    ),
+)

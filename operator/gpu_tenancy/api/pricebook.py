@@ -1,13 +1,17 @@
-"""PriceBook: what a device costs per hour, from when."""
+"""PriceBook: what a device costs per hour, from when.
+
+Schema, rules and columns only; which book is in effect is decided in ``gpu_tenancy.core``.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from gpu_tenancy.api.base import ApiModel, ConditionStatus, Currency, DecimalString, Time
+from gpu_tenancy.api.base import ApiModel, ConditionStatus, Currency, DecimalString, Profile, Time
+from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, immutable, list_map, rules
 
 
 class BookConditionType(StrEnum):
@@ -33,14 +37,25 @@ class Rate(ApiModel):
 
     model: str = Field(min_length=1, max_length=63)
     """GPU model, e.g. A100-SXM4-80GB."""
-    profile: str = Field(min_length=1, max_length=16)
+    profile: Profile
     """`full` or a MIG profile of that model."""
     per_hour: DecimalString
     """Price per device and hour as a decimal string, e.g. "145.00"; billed by the second."""
 
 
+_NEW_BOOK: Final = "because leases may have been priced from it; make a new PriceBook with a later effectiveFrom"
+
+
 class PriceBookSpec(ApiModel):
-    """Rates in one currency from one instant on."""
+    """Rates in one currency from one instant on. A book is never rewritten: prices change by a new book."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            immutable("currency", f"spec.currency is immutable, {_NEW_BOOK}"),
+            immutable("effectiveFrom", f"spec.effectiveFrom is immutable, {_NEW_BOOK}"),
+            immutable("rates", f"spec.rates is immutable, {_NEW_BOOK}"),
+        )
+    )
 
     currency: Currency
     """ISO 4217 code, e.g. RUB."""
@@ -52,7 +67,7 @@ class PriceBookSpec(ApiModel):
         Field(
             min_length=1,
             max_length=256,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["model", "profile"]},
+            json_schema_extra=list_map("model", "profile"),
         ),
     ]
     """One rate per model and profile; a lease for which there is none is refused."""
@@ -82,7 +97,7 @@ class PriceBookStatus(ApiModel):
     """Generation of the spec that this status was computed from."""
     conditions: Annotated[
         list[BookCondition],
-        Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Field(max_length=8, json_schema_extra=list_map("type")),
     ] = []
     """InEffect, Conflict."""
 
@@ -94,3 +109,19 @@ class PriceBook(ApiModel):
     """The rates."""
     status: PriceBookStatus | None = None
     """Whether they are in effect."""
+
+
+KIND: Final = Kind(
+    model=PriceBook,
+    plural="pricebooks",
+    short_name="pbook",
+    namespaced=False,
+    columns=(
+        condition_column("InEffect", "InEffect", "status"),
+        condition_column("Conflict", "Conflict", "status"),
+        Column("Currency", ".spec.currency"),
+        Column("From", ".spec.effectiveFrom"),
+        AGE,
+        condition_column("Reason", "InEffect", wide=True),
+    ),
+)

@@ -1,15 +1,17 @@
 """UsageRecord: one billing segment of a lease; the ledger.
 
-Created open when a lease becomes ready, closed by one update, then immutable. Never owned by the lease: it outlives it.
+Created open when a lease becomes ready, closed by one update, then immutable. Never owned by the lease: it outlives
+it. Schema, rules and columns only; segments are opened and closed by ``gpu_tenancy.core``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gpu_tenancy.api.base import ApiModel, Time
+from gpu_tenancy.api.kinds import AGE, Column, Kind, immutable, rule, rules
 from gpu_tenancy.api.lease import Price, Reason, Tier
 
 
@@ -24,8 +26,53 @@ class BilledDevice(ApiModel):
     """UUID of its GPU."""
 
 
+_WRITTEN_ONCE: Final = (
+    "contract", "segment", "leaseNamespace", "leaseName", "tier", "model", "profile", "devices", "price",
+    "billableFrom",
+)  # fmt: skip
+_CLOSING: Final = ("billableTo", "seconds", "reason")
+
+
+def _stays(field: str) -> str:
+    """CEL: a closing field that was there is there unchanged."""
+    return f"!has(oldSelf.{field}) || (has(self.{field}) && self.{field} == oldSelf.{field})"
+
+
 class UsageRecordSpec(ApiModel):
-    """What was held, by whom, from when to when, at which price."""
+    """What was held, by whom, from when to when, at which price. Written open, closed once, then final."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.billableTo) == has(self.seconds) && has(self.seconds) == has(self.reason)",
+                "spec.billableTo, spec.seconds and spec.reason close a segment together: set all three or none",
+            ),
+            rule(
+                "!has(self.billableTo) || self.billableTo >= self.billableFrom",
+                "spec.billableTo must not be before spec.billableFrom",
+                field=".billableTo",
+            ),
+            rule(
+                "!has(self.billableTo) || !has(self.seconds) || self.billableTo < self.billableFrom"
+                " || (self.billableTo - self.billableFrom).getSeconds() == self.seconds",
+                "spec.seconds must be the whole seconds from spec.billableFrom to spec.billableTo",
+                field=".seconds",
+            ),
+            *(
+                rule(
+                    _stays(field),
+                    f"spec.{field} is final once the segment is closed; corrections are new records",
+                    field=f".{field}",
+                    forbids=True,
+                )
+                for field in _CLOSING
+            ),
+            *(
+                immutable(field, f"spec.{field} is immutable, because the record is evidence of what was billed")
+                for field in _WRITTEN_ONCE
+            ),
+        )
+    )
 
     contract: str = Field(max_length=64)
     """Identity of the contract: the first UID of the lease."""
@@ -63,3 +110,24 @@ class UsageRecord(ApiModel):
 
     spec: UsageRecordSpec
     """The segment."""
+
+
+KIND: Final = Kind(
+    model=UsageRecord,
+    plural="usagerecords",
+    short_name="usage",
+    columns=(
+        Column("Lease", ".spec.leaseName"),
+        Column("Segment", ".spec.segment", "integer"),
+        Column("Profile", ".spec.profile"),
+        Column("From", ".spec.billableFrom"),
+        Column("To", ".spec.billableTo"),
+        Column("Seconds", ".spec.seconds", "integer"),
+        Column("Reason", ".spec.reason"),
+        AGE,
+        Column("Price", ".spec.price.perHour", wide=True),
+        Column("Currency", ".spec.price.currency", wide=True),
+        Column("Contract", ".spec.contract", wide=True),
+    ),
+    selectable=(".spec.contract", ".spec.leaseNamespace", ".spec.leaseName"),
+)

@@ -119,9 +119,14 @@ class StartMiner:
 
     pool: PoolFacts
     node: str
-    device: str
+    slot: Slot
     missing_claim: bool
     missing_pod: bool
+
+    @property
+    def device(self) -> str:
+        """Name of the device that it mines on."""
+        return self.slot.device
 
 
 @dataclass(frozen=True, slots=True)

@@ -421,9 +421,9 @@ def _miner_starts(snapshot: Snapshot, slots: dict[str, tuple[Slot, ...]]) -> Ite
                 continue
             miner = existing.get(miner_name(node, slot.device))
             if miner is None:
-                yield StartMiner(pool, node, slot.device, missing_claim=True, missing_pod=True)
+                yield StartMiner(pool, node, slot, missing_claim=True, missing_pod=True)
             elif not (miner.deleting or miner.finished or (miner.pod_uid and miner.claim_uid)):
-                yield StartMiner(pool, node, slot.device, not miner.claim_uid, not miner.pod_uid)
+                yield StartMiner(pool, node, slot, not miner.claim_uid, not miner.pod_uid)
 
 
 # --- beginnings and ends ------------------------------------------------------------------------------------------

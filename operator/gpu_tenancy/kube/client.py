@@ -7,6 +7,7 @@ cache is `store`. It sends exactly what it is given, so that a caller can count 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_after_delay
-from tenacity.wait import wait_exponential_jitter
+from tenacity.wait import wait_random_exponential
 
 from gpu_tenancy.kube import transport
 from gpu_tenancy.kube.errors import Conflict, Gone, KubeError, NotFound, Transient, from_response
@@ -36,7 +37,7 @@ _LONGEST_WAIT: Final = 10.0
 """Seconds; a server that asks for more is left to the caller's own loop."""
 _RELOAD_INTERVAL: Final = 10.0
 """Seconds between two readings of the credentials because of a 401."""
-_OTHER_UID: Final = "UID in precondition"
+_OTHER_UID: Final = re.compile(r"UID in (the )?precondition")
 """What only the refusal of a UID precondition says; its status and reason are those of every conflict."""
 
 
@@ -303,11 +304,20 @@ class KubeClient:
         namespace: str | None = None,
         subresource: str | None = None,
     ) -> Object:
-        """Apply a JSON Patch (RFC 6902). A `test` operation that fails raises Conflict and changes nothing."""
+        """Apply a JSON Patch (RFC 6902): all of it or nothing.
+
+        Raises Conflict where a `test` does not hold or a path does not exist; the API server says neither which, so
+        the message adds what was tested.
+        """
         path = res.path(namespace, name, subresource)
         call = Call("PATCH", path, "application/json-patch+json", [dict(operation) for operation in operations])
-        tested = any(operation["op"] == "test" for operation in operations)
-        return await self._object(_Request("patch", res, call, subresource, repeatable=tested))
+        tests = [f"{test['path']} = {test.get('value')!r}" for test in operations if test["op"] == "test"]
+        try:
+            return await self._object(_Request("patch", res, call, subresource, repeatable=bool(tests)))
+        except Conflict as error:
+            if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+                error.message += f": the JSON Patch does not fit {res.kind} {name!r} (tested: {', '.join(tests)})"
+            raise
 
     async def merge_patch(
         self,
@@ -348,7 +358,7 @@ class KubeClient:
         except NotFound:
             return False
         except Conflict as error:
-            if uid is not None and _OTHER_UID in error.message:
+            if uid is not None and _OTHER_UID.search(error.message):
                 return False
             raise
         return True
@@ -436,7 +446,7 @@ class KubeClient:
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 _PAGE: Final = msgspec.json.Decoder(Page)
 _T = TypeVar("_T")
-_back_off: Final = wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.1)
+_back_off: Final = wait_random_exponential(multiplier=0.2, max=2.0, min=0.02)
 
 
 def _wait(state: RetryCallState) -> float:

@@ -6,7 +6,6 @@ API server's own sentence. This module does no I/O and knows nothing of aiohttp 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -63,13 +62,7 @@ class NotFound(Rejected):
     """The object, its namespace or its kind does not exist."""
 
 
-class _Cause(msgspec.Struct):
-    reason: str | None = None
-    message: str | None = None
-
-
 class _Details(msgspec.Struct):
-    causes: list[_Cause] | None = None
     retryAfterSeconds: float | None = None  # noqa: N815  (the wire's name)
 
 
@@ -80,16 +73,14 @@ class _Status(msgspec.Struct):
     message: str | None = None
     details: _Details | None = None
 
-    def causes(self) -> list[_Cause]:
-        return (self.details.causes if self.details else None) or []
-
     def retry_after(self) -> float | None:
         return self.details.retryAfterSeconds if self.details else None
 
 
 _TEXT_LIMIT: Final = 300
-_FAILED_TEST: Final = re.compile(r"testing value \S* ?failed|test operation does not apply|error in test for path")
-"""The API server has no machine-readable word for a failed JSON Patch test: status 422 and one of these texts."""
+_PATCH_DOES_NOT_FIT: Final = "the server rejected our request due to an error in our request"
+"""All that the API server says, with status 422, when a JSON Patch cannot be applied: a `test` does not hold, or a
+path is missing. A patch that applies but makes the object invalid gets a sentence that names the field."""
 
 
 def from_response(status: int, body: bytes | Mapping[str, Any], *, retry_after: float | None = None) -> KubeError:
@@ -99,7 +90,7 @@ def from_response(status: int, body: bytes | Mapping[str, Any], *, retry_after: 
     `retry_after` is the header of that name in seconds; the Status's own figure serves where it is absent.
     """
     answer = _decode(body)
-    message = _sentence(status, answer)
+    message = answer.message or f"The API server answered {status} {_phrase(status)} without a message."
     reason = answer.reason or _phrase(status)
     error = _classify(status, answer, message)(status, reason, message)
     if isinstance(error, Transient):
@@ -116,10 +107,8 @@ def _classify(status: int, answer: _Status, message: str) -> type[KubeError]:
             return AlreadyExists if answer.reason == "AlreadyExists" else Conflict
         case 410:
             return Gone
-        case 422 if _FAILED_TEST.search(message):
+        case 422 if message == _PATCH_DOES_NOT_FIT:
             return Conflict
-        case 504 if any(cause.reason == "ResourceVersionTooLarge" for cause in answer.causes()):
-            return Gone  # a restored or lagging server does not know that version: only a list helps
         case 0 | 401 | 408 | 429:
             return Transient
         case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -136,17 +125,6 @@ def _decode(body: bytes | Mapping[str, Any]) -> _Status:
     except (msgspec.DecodeError, UnicodeDecodeError):
         text = body.decode(errors="replace") if isinstance(body, bytes) else repr(body)
         return _Status(message=" ".join(text.split())[:_TEXT_LIMIT])
-
-
-def _sentence(status: int, answer: _Status) -> str:
-    """The message, and with it the causes that the API server keeps apart for errors of its own making."""
-    message = answer.message or f"The API server answered {status} {_phrase(status)} without a message."
-    hidden = [
-        cause.message
-        for cause in answer.causes()
-        if cause.reason == "UnexpectedServerResponse" and cause.message and cause.message not in message
-    ]
-    return ": ".join([message, *hidden])
 
 
 def _phrase(status: int) -> str:

@@ -29,6 +29,7 @@ _SERVER_SECONDS: Final = 300
 """How long the server keeps one watch; varied by a tenth, so that many clients do not reconnect together."""
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 10.0
+_PATIENCE: Final = 5
 _HEALTHY_SECONDS: Final = 5.0
 """A watch that lived as long, or delivered anything, was none of the failures that the back-off counts."""
 _LONGEST_LINE: Final = 64 * 1024 * 1024
@@ -133,6 +134,8 @@ class Reflector(Generic[T]):
             failures = 0 if healthy else failures + 1
             if error is None and healthy:
                 continue
+            if failures >= _PATIENCE and error is not None and error.status != 0:
+                self._version = None  # a server that answers, but not to this: perhaps it cannot serve that place
             await asyncio.sleep(_pause(failures, error))
 
     async def _turn(self) -> tuple[KubeError | None, bool]:

@@ -59,7 +59,9 @@ def _service_types(service: ServiceDescriptorProto) -> str:
     """The three public names that grpcio-tools makes of one service of unary methods."""
     calls = [(method.name, *(name.rpartition(".")[2] for name in (method.input_type, method.output_type)))
              for method in service.method]  # fmt: skip
-    stub = "".join(f"    {name}: grpc.aio.UnaryUnaryMultiCallable[pb.{asked}, pb.{answer}]\n" for name, asked, answer in calls)
+    stub = "".join(
+        f"    {name}: grpc.aio.UnaryUnaryMultiCallable[pb.{asked}, pb.{answer}]\n" for name, asked, answer in calls
+    )
     servicer = "".join(
         f"    async def {name}(\n"
         f"        self, request: pb.{asked}, context: grpc.aio.ServicerContext[pb.{asked}, pb.{answer}]\n"
@@ -69,5 +71,6 @@ def _service_types(service: ServiceDescriptorProto) -> str:
     return (
         f"class {service.name}Stub:\n    def __init__(self, channel: grpc.aio.Channel) -> None: ...\n{stub}\n\n"
         f"class {service.name}Servicer:\n{servicer}\n\n"
-        f"def add_{service.name}Servicer_to_server(servicer: {service.name}Servicer, server: grpc.aio.Server) -> None: ...\n"
+        f"def add_{service.name}Servicer_to_server(\n"
+        f"    servicer: {service.name}Servicer, server: grpc.aio.Server\n) -> None: ...\n"
     )

@@ -1,0 +1,59 @@
+"""Settings of the agent: where things are, and how patient it is. Frozen; read once, passed down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gpu_tenancy.api.names import DRIVER, SYSTEM_NAMESPACE
+
+
+class AgentSettings(BaseModel):
+    """Everything about an agent that is not its node's name. Times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kubelet_root: Path = Path("/var/lib/kubelet")
+    """kubelet's folder: the agent's sockets go into its `plugins` and `plugins_registry`."""
+    cdi_root: Path = Path("/var/run/cdi")
+    """Folder in which the container runtime looks for CDI files."""
+    state_dir: Path = Path("/var/lib/gpu-tenancy")
+    """Folder of the agent's checkpoint; it must survive the agent, and may survive a reboot."""
+    namespace: str = SYSTEM_NAMESPACE
+    """Namespace of the heartbeat Lease."""
+    heartbeat_seconds: float = Field(default=10.0, gt=0)
+    """Period of the heartbeat."""
+    heartbeat_lease_seconds: int = Field(default=40, ge=1)
+    """How long a heartbeat is good for; after that the node is planned on no more."""
+    observe_seconds: float = Field(default=30.0, gt=0)
+    """Period in which GPUs and instances are looked at though nothing happened."""
+    node_seconds: float = Field(default=60.0, gt=0)
+    """Period in which the Node is read for the declared mode of its GPUs."""
+    coalesce_seconds: float = Field(default=0.005, ge=0)
+    """How long a write to the API server waits for company."""
+    linger_seconds: float = Field(default=1.0, ge=0)
+    """How long a change of status that nobody waits for may wait for one that somebody does."""
+    process_interval_seconds: float = Field(default=0.02, gt=0)
+    """Time between the two looks for processes."""
+    process_retry_seconds: float = Field(default=0.1, gt=0)
+    """First pause after a process was seen; doubles up to ten times as much."""
+    retry_seconds: float = Field(default=0.5, gt=0)
+    """First pause after the driver refused something; doubles."""
+    retry_limit_seconds: float = Field(default=60.0, gt=0)
+    """Longest pause after the driver refused something."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint file."""
+        return self.state_dir / "checkpoint.json"
+
+    @property
+    def dra_socket(self) -> Path:
+        """Socket on which kubelet asks for claims."""
+        return self.kubelet_root / "plugins" / DRIVER / "dra.sock"
+
+    @property
+    def registration_socket(self) -> Path:
+        """Socket by which kubelet finds the agent."""
+        return self.kubelet_root / "plugins_registry" / f"{DRIVER}-reg.sock"

@@ -1,0 +1,254 @@
+"""The loop: gather → plan → execute → report, once for the whole cluster, whenever something changed.
+
+Events only set a flag; the flag is coalesced for some milliseconds; time wakes the loop through the plan's next_wake.
+Nothing is remembered between cycles that a restarted process would miss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from gpu_tenancy.api.base import ApiModel
+from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus
+from gpu_tenancy.controller.events import Events, transitions
+from gpu_tenancy.controller.execute import Execute, Outcome
+from gpu_tenancy.controller.gather import Gather
+from gpu_tenancy.controller.metrics import Metrics
+from gpu_tenancy.controller.settings import Settings
+from gpu_tenancy.controller.vetting import Vetting
+from gpu_tenancy.controller.views import Views
+from gpu_tenancy.core import planner, status
+from gpu_tenancy.core.actions import Plan
+from gpu_tenancy.core.pricing import pricing
+from gpu_tenancy.core.snapshot import Failure, Key, Snapshot
+from gpu_tenancy.kube import resources
+from gpu_tenancy.kube.client import KubeClient, Object
+from gpu_tenancy.kube.errors import Conflict, KubeError
+from gpu_tenancy.kube.resources import Resource
+
+_log = logging.getLogger(__name__)
+
+SHORTEST_PAUSE: Final = 0.2
+LONGEST_PAUSE: Final = 10.0
+"""Seconds before a cycle is tried again after an error: doubled from the shortest to the longest."""
+STUCK_SECONDS: Final = 60.0
+"""A cycle that takes longer is reported as dead."""
+
+
+class Cycle:
+    """The operator's one loop."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        settings: Settings,
+        metrics: Metrics,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.dirty = asyncio.Event()
+        self.views = Views(client, self.dirty.set)
+        self.events = Events(client, enabled=settings.events)
+        self.cycles = 0
+        """Completed cycles."""
+        self._client = client
+        self._settings = settings
+        self._metrics = metrics
+        self._now = now
+        self._gather = Gather(self.views)
+        self._vetting = Vetting(client)
+        self._execute = Execute(client, self.views.store, settings, self.events.post)
+        self._failures: dict[str, tuple[int, Failure]] = {}
+        self._written: dict[str, datetime] = {}
+        self._beat = time.monotonic()
+        self._errors = 0
+
+    async def run(self) -> None:
+        """Keep the cluster as planned until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.views.run())
+            group.create_task(self.events.run())
+            group.create_task(self._resync())
+            group.create_task(self._turn_forever())
+
+    @property
+    def ready(self) -> bool:
+        """All views are complete and a cycle has been through."""
+        return self.cycles > 0
+
+    def trouble(self) -> str:
+        """Why the loop must be called dead, as a sentence; empty while it lives."""
+        silent = time.monotonic() - self._beat
+        return f"no cycle has begun or ended for {silent:.0f} s" if silent > STUCK_SECONDS else ""
+
+    async def _turn_forever(self) -> None:
+        await self._first_sight()
+        wake: datetime | None = None
+        while True:
+            await self._wait(wake)
+            await asyncio.sleep(self._settings.coalesce_ms / 1000)
+            self.dirty.clear()
+            try:
+                wake = await self._turn()
+                self._errors = 0
+            except KubeError as error:
+                await self._pause(f"Cycle ended by the API server: {error}")
+            except Exception:  # noqa: BLE001  (one bad cycle must not end the loop: logged, counted, tried again)
+                _log.exception("Cycle failed.")
+                await self._pause("")
+            self._beat = time.monotonic()
+
+    async def _first_sight(self) -> None:
+        """Until everything was seen once nothing is decided."""
+        while True:
+            try:
+                await self.views.store.resync(self._client, everything=True)
+                break
+            except KubeError as error:
+                await self._pause(f"The first listing failed: {error}")
+        synced = asyncio.create_task(self.views.synced())
+        while not (await asyncio.wait({synced}, timeout=1.0))[0]:
+            self._beat = time.monotonic()
+        self.dirty.set()
+
+    async def _pause(self, message: str) -> None:
+        if message:
+            _log.warning(message)
+        self._metrics.failures.inc()
+        self._errors += 1
+        await asyncio.sleep(min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(self._errors, 10)))
+        self._beat = time.monotonic()
+        self.dirty.set()
+
+    async def _wait(self, wake: datetime | None) -> None:
+        """Until something changed, or `wake`; the loop shows that it lives at least twice before it counts as dead."""
+        while not self.dirty.is_set():
+            seconds = STUCK_SECONDS / 3
+            if wake is not None:
+                seconds = min(seconds, max(0.0, (wake - self._now()).total_seconds()))
+            try:
+                await asyncio.wait_for(self.dirty.wait(), seconds)
+            except TimeoutError:
+                self._beat = time.monotonic()
+                if wake is not None and self._now() >= wake:
+                    return
+
+    async def _turn(self) -> datetime | None:
+        began = time.monotonic()
+        self._beat = began
+        await self.views.store.resync(self._client)
+        now = self._now()
+        snapshot = self._snapshot(now)
+        if await self._vetting.check(snapshot.leases):
+            now = self._now()
+            snapshot = self._snapshot(now)
+        self._metrics.account(snapshot, now)
+        with self._metrics.planning.time():
+            plan = planner.plan(snapshot, now)
+        self._metrics.count_plan(plan)
+        statuses = {
+            outlook.lease.uid: status.lease_status(outlook, snapshot.failures.get(outlook.lease.uid), now)
+            for outlook in plan.leases
+        }
+        outcome = await self._execute.run(plan.actions, statuses, now)
+        self._remember(outcome, snapshot)
+        await self._report(snapshot, plan, statuses, outcome, now)
+        await self._execute.finish(plan.actions, outcome, now)
+        self.cycles += 1
+        self._metrics.cycles.observe(time.monotonic() - began)
+        if outcome.conflict:
+            self.dirty.set()
+        if outcome.transient:
+            await self._pause("")
+        return plan.next_wake
+
+    def _snapshot(self, now: datetime) -> Snapshot:
+        failures = {uid: failure for uid, (_, failure) in self._failures.items()}
+        return self._gather.snapshot(now, self._vetting.verdicts, failures)
+
+    def _remember(self, outcome: Outcome, snapshot: Snapshot) -> None:
+        """Keep refusals until they are due again or their object changed."""
+        generations = {lease.uid: lease.generation for lease in snapshot.leases}
+        generations |= {pool.uid: pool.generation for pool in snapshot.pools}
+        self._failures = {
+            uid: (generation, failure)
+            for uid, (generation, failure) in self._failures.items()
+            if generations.get(uid) == generation and failure.retry_at > self._now()
+        }
+        for uid, failure in outcome.refused.items():
+            if uid in generations:
+                self._failures[uid] = (generations[uid], failure)
+                self.dirty.set()
+
+    # --- report
+
+    async def _report(
+        self,
+        snapshot: Snapshot,
+        plan: Plan,
+        statuses: Mapping[str, GpuLeaseStatus],
+        outcome: Outcome,
+        now: datetime,
+    ) -> None:
+        writes = [
+            self._report_lease(
+                outlook.lease.key, outlook.lease.uid, outlook.lease.status, statuses[outlook.lease.uid], now
+            )
+            for outlook in plan.leases
+            if outlook.lease.uid not in outcome.failed
+        ]
+        for one in plan.pools:
+            new = status.pool_status(one, snapshot.failures.get(one.pool.uid), now)
+            writes.append(self._report_plain(resources.MINING_POOLS, one.pool.key, one.pool.status, new, outcome))
+        prices = pricing(snapshot.books, now)
+        for book in snapshot.books:
+            new_book = status.book_status(book, prices, now)
+            writes.append(self._report_plain(resources.PRICE_BOOKS, Key("", book.name), book.status, new_book, outcome))
+        await asyncio.gather(*writes)
+        self._metrics.show_leases(Counter(_state(one) for one in statuses.values()))
+
+    async def _report_lease(self, key: Key, uid: str, old: GpuLeaseStatus, new: GpuLeaseStatus, now: datetime) -> None:
+        body = self.views.store.get(resources.GPU_LEASES, key.namespace, key.name)
+        if body is None or body["metadata"]["uid"] != uid:
+            return
+        for note in transitions(old, new):
+            self.events.post(resources.GPU_LEASES, body, *note)
+            self._metrics.count_transition(note)
+        if body.get("status") == new.to_wire() or not status.differs(old, new, self._written.get(uid), now):
+            return
+        self._written[uid] = now
+        await self._write(resources.GPU_LEASES, body, new.to_wire())
+
+    async def _report_plain(self, resource: Resource, key: Key, old: ApiModel, new: ApiModel, outcome: Outcome) -> None:
+        body = self.views.store.get(resource, key.namespace or None, key.name)
+        if body is None or old == new or outcome.transient:
+            return
+        await self._write(resource, body, new.to_wire())
+
+    async def _write(self, resource: Resource, body: Object, wire: Object) -> None:
+        try:
+            await self._execute.write_status(resource, body, wire)
+        except Conflict:
+            self.dirty.set()
+        except KubeError as error:
+            _log.warning("Status of %s %s not written: %s", resource.kind, body["metadata"]["name"], error)
+            await asyncio.sleep(SHORTEST_PAUSE)
+            self.dirty.set()
+
+    async def _resync(self) -> None:
+        """Now and then believe nobody and list everything: a watch may lose what vanished while it was cut."""
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            try:
+                await self.views.store.resync(self._client, everything=True)
+            except KubeError as error:
+                _log.warning("Listing anew failed: %s; it is tried again.", error)
+
+
+def _state(one: GpuLeaseStatus) -> str:
+    return next((str(condition.reason) for condition in one.conditions if condition.type is ConditionType.READY), "New")

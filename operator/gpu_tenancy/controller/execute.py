@@ -1,0 +1,347 @@
+"""execute: a plan's actions, turned into API calls in the order of the plan's promises.
+
+Each action is harmless when repeated: creates have deterministic names, deletes a UID precondition, GpuNode.spec is a
+compare-and-swap on its generation. A Conflict drops what depends on it, and the next cycle plans anew; a refusal by
+the API server becomes a Failure of that one lease or pool; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final, assert_never
+
+from gpu_tenancy.api import names
+from gpu_tenancy.api.lease import GpuLeaseStatus, Reason
+from gpu_tenancy.controller import manifests
+from gpu_tenancy.controller.expectations import Expectations
+from gpu_tenancy.controller.settings import Settings
+from gpu_tenancy.core.actions import (
+    Action,
+    Admit,
+    ArchiveRecord,
+    CloseRecord,
+    CreateClaimTemplate,
+    CreateJob,
+    DeleteClaimTemplate,
+    DeleteJob,
+    DeletePod,
+    OpenRecord,
+    SetSlots,
+    StartMiner,
+    StopMiner,
+    Unbind,
+    blame,
+)
+from gpu_tenancy.core.snapshot import Failure, LeaseFacts
+from gpu_tenancy.kube import resources
+from gpu_tenancy.kube.client import KubeClient, Object
+from gpu_tenancy.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Rejected
+from gpu_tenancy.kube.resources import Resource
+from gpu_tenancy.kube.store import ObjectStore
+
+_log = logging.getLogger(__name__)
+
+STAGES: Final[tuple[tuple[type[Action], ...], ...]] = (
+    (OpenRecord, CloseRecord, ArchiveRecord),
+    (Admit,),
+    (SetSlots,),
+    (StopMiner, DeleteClaimTemplate, DeleteJob, DeletePod),
+    (CreateClaimTemplate, CreateJob, StartMiner),
+)
+"""What must be done before what; the actions of one stage run together."""
+LAST: Final = (Unbind,)
+"""Done after the statuses are written: what is let go cannot be written to."""
+
+FIRST_RETRY: Final = timedelta(seconds=2)
+LONGEST_RETRY: Final = timedelta(minutes=5)
+
+Notify = Callable[[Resource, Object, str, str, str], None]
+"""Records an Event on an object: resource, object, type, reason, message."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a plan's actions."""
+
+    conflict: bool = False
+    """Something was not as the plan assumed: plan anew at once."""
+    transient: bool = False
+    """The API server could not be asked: plan anew after a pause."""
+    failed: set[str] = field(default_factory=set)
+    """UIDs of leases and pools of which some action was not done."""
+    nodes: set[str] = field(default_factory=set)
+    """Nodes whose slots were not written."""
+    refused: dict[str, Failure] = field(default_factory=dict)
+
+
+class Execute:
+    """The operator's hands."""
+
+    def __init__(self, client: KubeClient, store: ObjectStore, settings: Settings, notify: Notify) -> None:
+        self._client = client
+        self._store = store
+        self._settings = settings
+        self._notify = notify
+        self._expected = Expectations()
+        self._refusals: dict[str, int] = {}
+
+    async def run(self, actions: Iterable[Action], statuses: Mapping[str, GpuLeaseStatus], now: datetime) -> Outcome:
+        """Do the actions, stage by stage. `statuses`: what to write where a lease is admitted, by UID."""
+        outcome = Outcome()
+        waiting = list(actions)
+        for stage in STAGES:
+            due = [action for action in waiting if isinstance(action, stage)]
+            await asyncio.gather(*(self._attempt(action, statuses, outcome, now) for action in due))
+        return outcome
+
+    async def finish(self, actions: Iterable[Action], outcome: Outcome, now: datetime) -> None:
+        """Let go of what is settled, after its last status was written."""
+        due = [action for action in actions if isinstance(action, LAST)]
+        await asyncio.gather(*(self._attempt(action, {}, outcome, now) for action in due))
+
+    async def _attempt(
+        self, action: Action, statuses: Mapping[str, GpuLeaseStatus], outcome: Outcome, now: datetime
+    ) -> None:
+        uid, _ = blame(action)
+        if _depends_on_undone(action, uid, outcome):
+            return
+        try:
+            await self._do(action, statuses)
+            self._refusals.pop(uid, None)
+        except Conflict as error:
+            _log.info("%s: %s; planning anew.", type(action).__name__, error)
+            outcome.conflict = True
+            _undone(action, uid, outcome)
+        except Rejected as error:
+            _log.warning("%s was refused: %s", type(action).__name__, error)
+            _undone(action, uid, outcome)
+            outcome.refused[uid] = self._failure(uid, error, now)
+        except KubeError as error:
+            _log.warning("%s: %s; it is tried again.", type(action).__name__, error)
+            outcome.transient = True
+            _undone(action, uid, outcome)
+
+    def _failure(self, uid: str, error: KubeError, now: datetime) -> Failure:
+        """Refused for good as things are: tried again ever more rarely."""
+        times = self._refusals[uid] = self._refusals.get(uid, 0) + 1
+        pause = min(LONGEST_RETRY, FIRST_RETRY * 2 ** min(times - 1, 10))
+        reason = Reason.NAME_TAKEN if isinstance(error, NameTakenError) else Reason.API_REJECTED
+        return Failure(str(reason), error.message, now + pause)
+
+    async def _do(self, action: Action, statuses: Mapping[str, GpuLeaseStatus]) -> None:  # noqa: C901, PLR0912, PLR0915  (one case per action, nothing more)
+        match action:
+            case OpenRecord():
+                await self._open_record(action)
+            case CloseRecord():
+                await self._close_record(action)
+            case ArchiveRecord():
+                await self._archive_record(action)
+            case Admit():
+                await self._admit(action, statuses)
+            case SetSlots():
+                await self._set_slots(action)
+            case StopMiner():
+                await self._stop_miner(action)
+            case DeleteClaimTemplate():
+                name = action.lease.key.name
+                await self._delete(resources.RESOURCE_CLAIM_TEMPLATES, action.lease.key.namespace, name, None)
+            case DeleteJob():
+                await self._delete(resources.JOBS, action.lease.key.namespace, action.job, action.uid)
+            case DeletePod():
+                await self._delete_pod(action)
+            case CreateClaimTemplate():
+                body = manifests.claim_template(action.lease)
+                await self._create(resources.RESOURCE_CLAIM_TEMPLATES, body, action.lease.uid)
+            case CreateJob():
+                await self._create_job(action)
+            case StartMiner():
+                await self._start_miner(action)
+            case Unbind():
+                await self._unbind(action.lease)
+            case _:
+                assert_never(action)
+
+    # --- the ledger
+
+    async def _open_record(self, action: OpenRecord) -> None:
+        body = manifests.usage_record(action.lease.key, action.name, action.spec)
+        try:
+            self._store.write_through(await self._client.create(resources.USAGE_RECORDS, body))
+        except AlreadyExists:
+            # Written before a crash, or by a former leader: what is on record counts.
+            found = await self._client.get(resources.USAGE_RECORDS, action.name, action.lease.key.namespace)
+            self._store.write_through(found)
+            raise
+
+    async def _close_record(self, action: CloseRecord) -> None:
+        record = action.record
+        closed = record.spec.model_copy(
+            update={"billable_to": action.billable_to, "seconds": action.seconds, "reason": action.reason}
+        ).to_wire()
+        operations = [
+            {"op": "add", "path": f"/spec/{name}", "value": closed[name]}
+            for name in ("billableTo", "seconds", "reason")
+        ]
+        answer = await self._client.json_patch(resources.USAGE_RECORDS, record.name, operations, record.namespace)
+        self._store.write_through(answer)
+
+    async def _archive_record(self, action: ArchiveRecord) -> None:
+        record = action.record
+        if record.namespace != self._settings.system_namespace:
+            body = manifests.archived_record(record, self._settings.system_namespace)
+            try:
+                self._store.write_through(await self._client.create(resources.USAGE_RECORDS, body))
+            except AlreadyExists:
+                _log.debug("UsageRecord %s is archived already.", record.name)
+        held = self._store.get(resources.USAGE_RECORDS, record.namespace, record.name)
+        await self._drop_finalizer(resources.USAGE_RECORDS, held, names.FINALIZER_LEDGER)
+
+    # --- promises
+
+    async def _admit(self, action: Admit, statuses: Mapping[str, GpuLeaseStatus]) -> None:
+        """Finalizer first: from here on nothing of the lease can vanish unbilled."""
+        body = self._lease_body(action.lease)
+        if not action.lease.finalized:
+            finalizers = [*body["metadata"].get("finalizers", ()), names.FINALIZER_SETTLE]
+            patch = {"metadata": {"finalizers": finalizers, "resourceVersion": body["metadata"]["resourceVersion"]}}
+            key = action.lease.key
+            body = await self._client.merge_patch(resources.GPU_LEASES, key.name, patch, key.namespace)
+            self._store.write_through(body)
+        await self.write_status(resources.GPU_LEASES, body, statuses[action.lease.uid].to_wire())
+
+    async def write_status(self, resource: Resource, body: Object, status: Object) -> None:
+        """Replace an object's status, if nobody changed the object since it was read. Raises Conflict otherwise."""
+        answer = await self._client.replace(resource, {**body, "status": status}, subresource="status")
+        self._store.write_through(answer)
+
+    async def _set_slots(self, action: SetSlots) -> None:
+        operations: list[Mapping[str, Any]] = [
+            {"op": "test", "path": "/metadata/generation", "value": action.generation},
+            {"op": "replace", "path": "/spec", "value": {"slots": [slot.to_wire() for slot in action.slots]}},
+        ]
+        answer = await self._client.json_patch(resources.GPU_NODES, action.node, operations)
+        self._store.write_through(answer)
+
+    # --- stopping
+
+    async def _stop_miner(self, action: StopMiner) -> None:
+        miner, grace = action.miner, action.grace_seconds
+        if miner.pod_uid:
+            await self._delete(resources.PODS, miner.namespace, miner.name, miner.pod_uid, grace)
+        if miner.claim_uid:
+            await self._delete(resources.RESOURCE_CLAIMS, miner.namespace, miner.name, miner.claim_uid)
+
+    async def _delete_pod(self, action: DeletePod) -> None:
+        pod, grace = action.pod, self._settings.drain_grace_seconds
+        body = self._lease_body(action.lease)
+        if await self._delete(resources.PODS, pod.namespace, pod.name, pod.uid, grace):
+            self._notify(resources.GPU_LEASES, body, "Normal", "PodStopped", action.message)
+
+    async def _delete(
+        self, resource: Resource, namespace: str, name: str, uid: str | None, grace: int | None = None
+    ) -> bool:
+        """Delete once; the view will show it. True where this call was the one that did it."""
+        if not self._expected.begin("delete", resource, namespace, f"{name}/{uid}"):
+            return False
+        try:
+            return await self._client.delete(resource, name, namespace, uid=uid, grace_seconds=grace)
+        except KubeError:
+            self._expected.forget("delete", resource, namespace, f"{name}/{uid}")
+            raise
+
+    # --- starting
+
+    async def _create_job(self, action: CreateJob) -> None:
+        lease = action.lease
+        if lease.spec.pods > 1:
+            await self._create(resources.SERVICES, manifests.service(lease), lease.uid)
+        await self._create(resources.JOBS, manifests.job(lease, action.attempt, action.nodes), lease.uid)
+
+    async def _start_miner(self, action: StartMiner) -> None:
+        pool, node, device = action.pool, action.node, action.device
+        if action.missing_claim:
+            body = manifests.miner_claim(pool, node, action.slot)
+            await self._create(resources.RESOURCE_CLAIMS, body, pool.uid)
+        if action.missing_pod:
+            await self._create(resources.PODS, manifests.miner_pod(pool, node, device), pool.uid)
+
+    async def _create(self, resource: Resource, body: Object, holder: str) -> None:
+        """Create once. An object of that name that is ours is success; somebody else's is a refusal."""
+        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+        if not self._expected.begin("create", resource, namespace, name):
+            return
+        try:
+            await self._client.create(resource, body)
+        except AlreadyExists:
+            found = await self._client.get(resource, name, namespace)
+            if (found["metadata"].get("labels") or {}).get(names.LABEL_HOLDER) != holder:
+                raise NameTakenError(resource, namespace, name) from None
+        except KubeError:
+            self._expected.forget("create", resource, namespace, name)
+            raise
+
+    # --- letting go
+
+    async def _unbind(self, lease: LeaseFacts) -> None:
+        await self._drop_finalizer(resources.GPU_LEASES, self._lease_body(lease), names.FINALIZER_SETTLE)
+
+    async def _drop_finalizer(self, resource: Resource, body: Object | None, finalizer: str) -> None:
+        if body is None or finalizer not in body["metadata"].get("finalizers", ()):
+            return
+        metadata = body["metadata"]
+        left = [one for one in metadata["finalizers"] if one != finalizer]
+        patch = {"metadata": {"finalizers": left, "resourceVersion": metadata["resourceVersion"]}}
+        try:
+            answer = await self._client.merge_patch(resource, metadata["name"], patch, metadata["namespace"])
+        except NotFound:
+            return
+        if answer["metadata"].get("deletionTimestamp") and not left:
+            self._store.put(resource, "DELETED", answer)
+        else:
+            self._store.write_through(answer)
+
+    def _lease_body(self, lease: LeaseFacts) -> Object:
+        body = self._store.get(resources.GPU_LEASES, lease.key.namespace, lease.key.name)
+        if body is None or body["metadata"]["uid"] != lease.uid:
+            raise Conflict(409, "Gone", f"GpuLease {lease.key} was deleted meanwhile.")
+        return body
+
+
+class NameTakenError(Rejected):
+    """An object of the name that a lease needs exists and was not made for it."""
+
+    def __init__(self, resource: Resource, namespace: str, name: str) -> None:
+        super().__init__(
+            409,
+            "NameTaken",
+            f"A {resource.kind} named {namespace}/{name} exists and was not made for this lease; "
+            "delete it or give the lease another name.",
+        )
+
+
+def _depends_on_undone(action: Action, uid: str, outcome: Outcome) -> bool:
+    """Nothing is done for a lease of which something failed in this cycle, nor for a node that was not written."""
+    match action:
+        case SetSlots():
+            if not action.requires.isdisjoint(outcome.failed):
+                _undone(action, uid, outcome)
+                return True
+            return False
+        case StopMiner():
+            return action.miner.node in outcome.nodes
+        case StartMiner():
+            return action.node in outcome.nodes or uid in outcome.failed
+        case _:
+            return bool(uid) and uid in outcome.failed
+
+
+def _undone(action: Action, uid: str, outcome: Outcome) -> None:
+    if isinstance(action, SetSlots):
+        outcome.nodes.add(action.node)
+        outcome.failed |= action.requires
+    elif uid:
+        outcome.failed.add(uid)

@@ -1,0 +1,375 @@
+"""gather: the views, frozen into a Snapshot. Parses, joins and drops; decides nothing and writes nothing.
+
+An object that cannot be read becomes a fact with the reason in `invalid`; it never stops the others.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from gpu_tenancy.api import names
+from gpu_tenancy.api.base import ApiModel, ConditionStatus
+from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus
+from gpu_tenancy.api.lease import GpusSpec as _Gpus
+from gpu_tenancy.api.node import GpuNodeSpec, GpuNodeStatus
+from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
+from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
+from gpu_tenancy.api.usage import UsageRecordSpec
+from gpu_tenancy.controller import digests
+from gpu_tenancy.controller.views import TERMINAL, Views
+from gpu_tenancy.core import amounts, podspec
+from gpu_tenancy.core.amounts import Amount
+from gpu_tenancy.core.podspec import Taint
+from gpu_tenancy.core.snapshot import (
+    BookFacts,
+    ClaimFacts,
+    Failure,
+    JobFacts,
+    Key,
+    LeaseFacts,
+    MinerFacts,
+    NodeFacts,
+    PodRef,
+    PoolFacts,
+    RecordFacts,
+    Snapshot,
+    TemplateFacts,
+)
+from gpu_tenancy.kube import resources
+from gpu_tenancy.kube.client import Object
+
+M = TypeVar("M", bound=ApiModel)
+T = TypeVar("T")
+
+UNREADABLE = GpuLeaseSpec(gpus=_Gpus(profile="full"))
+"""Stands in for the spec of a lease that cannot be read; never planned with."""
+KEEPS_AWAY = frozenset({"NoSchedule", "NoExecute"})
+
+
+class Memo:
+    """Remembers what was parsed from which version of an object, so that a cycle parses only what changed."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str], tuple[str, Any]] = {}
+        self._used: set[tuple[str, str]] = set()
+
+    def get(self, body: Mapping[str, Any], what: str, parse: Callable[[], T]) -> T:
+        """The parsed form of this version of the object."""
+        metadata = body["metadata"]
+        key, version = (metadata["uid"], what), metadata["resourceVersion"]
+        self._used.add(key)
+        held = self._kept.get(key)
+        if held is None or held[0] != version:
+            held = self._kept[key] = (version, parse())
+        parsed: T = held[1]
+        return parsed
+
+    def sweep(self) -> None:
+        """Forget what the last snapshot did not use."""
+        for key in self._kept.keys() - self._used:
+            del self._kept[key]
+        self._used.clear()
+
+
+class Gather:
+    """Takes snapshots of the views."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+        self._memo = Memo()
+
+    def snapshot(self, now: datetime, verdicts: Mapping[str, str], failures: Mapping[str, Failure]) -> Snapshot:
+        """Everything the plan may depend on. `verdicts`: of the API server on templates, by lease UID."""
+        store = self._views.store
+        records = self._records()
+        claims, miner_claims = self._claims()
+        jobs = self._jobs()
+        lease_bodies = [body for body in store.all(resources.GPU_LEASES) if not _done(body)]
+        keys = frozenset(_key(body) for body in store.all(resources.GPU_LEASES))
+        leases = tuple(self._lease(body, records, claims, jobs, verdicts) for body in lease_bodies)
+        snapshot = Snapshot(
+            leases=leases,
+            pools=tuple(self._pool(body) for body in store.all(resources.MINING_POOLS)),
+            nodes=self._nodes(keys),
+            books=tuple(self._book(body) for body in store.all(resources.PRICE_BOOKS)),
+            miners=self._miners(miner_claims),
+            orphans=tuple(record for left in records.values() for record in left),
+            failures={uid: failure for uid, failure in failures.items() if failure.retry_at > now},
+        )
+        self._memo.sweep()
+        return snapshot
+
+    # --- leases
+
+    def _records(self) -> dict[str, list[RecordFacts]]:
+        """Records by contract. Those of leases are taken out as leases are read; the rest are orphans."""
+        found: dict[str, list[RecordFacts]] = defaultdict(list)
+        for body in self._views.store.all(resources.USAGE_RECORDS):
+            metadata = body["metadata"]
+            spec, _ = self._parse(UsageRecordSpec, body, "spec")
+            if spec is None:
+                continue
+            finalized = names.FINALIZER_LEDGER in metadata.get("finalizers", ())
+            deleting = "deletionTimestamp" in metadata
+            found[spec.contract].append(RecordFacts(metadata["namespace"], metadata["name"], spec, deleting, finalized))
+        for records in found.values():
+            records.sort(key=lambda record: record.spec.segment)
+        return found
+
+    def _claims(self) -> tuple[dict[str, list[ClaimFacts]], dict[str, digests.Claim]]:
+        """Claims of leases by holder UID, and claims of miners by name."""
+        leases: dict[str, list[ClaimFacts]] = defaultdict(list)
+        miners: dict[str, digests.Claim] = {}
+        for claim in self._views.claims.items.values():
+            if names.LABEL_POOL in claim.metadata.labels:
+                miners[claim.metadata.name] = claim
+            else:
+                facts = _claim(claim)
+                leases[facts.holder].append(facts)
+        return leases, miners
+
+    def _jobs(self) -> dict[str, list[JobFacts]]:
+        """Jobs by UID of their lease."""
+        found: dict[str, list[JobFacts]] = defaultdict(list)
+        for job in self._views.jobs.items.values():
+            found[job.metadata.labels.get(names.LABEL_HOLDER, "")].append(_job(job))
+        return found
+
+    def _lease(
+        self,
+        body: Object,
+        records: dict[str, list[RecordFacts]],
+        claims: Mapping[str, list[ClaimFacts]],
+        jobs: Mapping[str, list[JobFacts]],
+        verdicts: Mapping[str, str],
+    ) -> LeaseFacts:
+        metadata = body["metadata"]
+        uid, key = metadata["uid"], _key(body)
+        spec, invalid = self._parse(GpuLeaseSpec, body, "spec")
+        status, _ = self._parse(GpuLeaseStatus, body, "status")
+        status = status or GpuLeaseStatus()
+        template, broken = self._template(body, spec, verdicts.get(uid))
+        own = records.pop(status.contract or uid, [])
+        return LeaseFacts(
+            key=key,
+            uid=uid,
+            generation=metadata.get("generation", 1),
+            created=_time(metadata["creationTimestamp"]),
+            spec=spec or UNREADABLE,
+            status=status,
+            invalid=invalid or broken,
+            deleted_at=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
+            finalized=names.FINALIZER_SETTLE in metadata.get("finalizers", ()),
+            namespace_ends=self._ends(key.namespace),
+            template=template,
+            claim_template=self._has_claim_template(key, uid),
+            jobs=tuple(jobs.get(uid, ())),
+            claims=tuple(claims.get(uid, ())),
+            records=tuple(own),
+        )
+
+    def _template(
+        self, body: Object, spec: GpuLeaseSpec | None, verdict: str | None
+    ) -> tuple[TemplateFacts | None, str]:
+        if spec is None or spec.template is None:
+            return None, ""
+        pod_spec = spec.template.get("spec") or {}
+
+        def read() -> podspec.PodNeeds | str:
+            try:
+                return podspec.needs(pod_spec)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                return f"spec.template cannot be read: {error}"
+
+        needs = self._memo.get(body, "needs", read)
+        if isinstance(needs, str):
+            return None, needs
+        return TemplateFacts(needs, verdict), ""
+
+    def _ends(self, namespace: str) -> bool:
+        found = self._views.namespaces.items.get(namespace)
+        return found is None or found.metadata.deletion_timestamp is not None or found.status.phase == "Terminating"
+
+    def _has_claim_template(self, key: Key, uid: str) -> bool:
+        found = self._views.claim_templates.items.get(str(key))
+        return found is not None and found.metadata.labels.get(names.LABEL_HOLDER) == uid
+
+    # --- pools, books, miners
+
+    def _pool(self, body: Object) -> PoolFacts:
+        metadata = body["metadata"]
+        spec, invalid = self._parse(MiningPoolSpec, body, "spec")
+        status, _ = self._parse(MiningPoolStatus, body, "status")
+        return PoolFacts(
+            key=_key(body),
+            uid=metadata["uid"],
+            generation=metadata.get("generation", 1),
+            created=_time(metadata["creationTimestamp"]),
+            spec=spec or MiningPoolSpec(image="unreadable"),
+            status=status or MiningPoolStatus(),
+            invalid=invalid,
+            deleting="deletionTimestamp" in metadata or self._ends(metadata["namespace"]),
+        )
+
+    def _book(self, body: Object) -> BookFacts:
+        metadata = body["metadata"]
+        spec, invalid = self._parse(PriceBookSpec, body, "spec")
+        status, _ = self._parse(PriceBookStatus, body, "status")
+        generation = metadata.get("generation", 1)
+        return BookFacts(metadata["name"], metadata["uid"], generation, spec, status or PriceBookStatus(), invalid)
+
+    def _miners(self, claims: dict[str, digests.Claim]) -> tuple[MinerFacts, ...]:
+        pods = {
+            pod.metadata.name: pod for pod in self._views.pods.items.values() if names.LABEL_POOL in pod.metadata.labels
+        }
+        return tuple(_miner(name, pods.get(name), claims.get(name)) for name in sorted(pods.keys() | claims.keys()))
+
+    # --- nodes
+
+    def _nodes(self, leases: frozenset[Key]) -> tuple[NodeFacts, ...]:
+        published = {
+            found.spec.node_name: frozenset(device.name for device in found.spec.devices)
+            for found in self._views.slices.items.values()
+        }
+        until = {
+            beat.metadata.labels.get(names.LABEL_NODE, ""): beat.spec.renew_time
+            + timedelta(seconds=beat.spec.lease_duration_seconds)
+            for beat in self._views.heartbeats.items.values()
+            if beat.spec.renew_time is not None
+        }
+        facts = []
+        for body in self._views.store.all(resources.GPU_NODES):
+            node = self._views.nodes.items.get(body["metadata"]["name"])
+            if node is None:
+                continue  # the Node was deleted: whatever was on it is lost
+            name = node.metadata.name
+            foreign = self._views.loads.foreign(name, leases)
+            facts.append(self._node(body, node, published.get(name, frozenset()), until.get(name), foreign))
+        return tuple(facts)
+
+    def _node(
+        self,
+        body: Object,
+        node: digests.Node,
+        published: frozenset[str],
+        until: datetime | None,
+        foreign: Amount,
+    ) -> NodeFacts:
+        spec, _ = self._parse(GpuNodeSpec, body, "spec")
+        status, _ = self._parse(GpuNodeStatus, body, "status")
+        observed = status or GpuNodeStatus()
+        return NodeFacts(
+            name=node.metadata.name,
+            generation=body["metadata"].get("generation", 1),
+            gpus=tuple(sorted(observed.gpus, key=lambda gpu: gpu.index)),
+            slots=tuple(spec.slots) if spec else (),
+            observed=tuple(observed.slots),
+            published=published,
+            labels=node.metadata.labels,
+            taints=tuple(
+                Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints if taint.effect in KEEPS_AWAY
+            ),
+            allocatable=amounts.of_list(node.status.allocatable),
+            foreign=foreign,
+            ready=any(state.type == "Ready" and state.status == "True" for state in node.status.conditions),
+            cordoned=node.spec.unschedulable,
+            agent_until=until,
+        )
+
+    def _parse(self, model: type[M], body: Object, part: str) -> tuple[M | None, str]:
+        """A part of the object as its model, or why it cannot be read. Unknown fields are left for newer operators."""
+
+        def read() -> tuple[M | None, str]:
+            if part not in body:
+                return (None, "") if part == "status" else (None, f"{part} is missing")
+            try:
+                return model.model_validate(body[part], extra="ignore"), ""
+            except ValidationError as error:
+                return None, "; ".join(f"{part}.{_path(one['loc'])}: {one['msg']}" for one in error.errors())
+
+        return self._memo.get(body, part, read)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location))
+
+
+def _done(body: Object) -> bool:
+    """A settled lease that nobody is deleting is history: it is not planned any more."""
+    metadata = body["metadata"]
+    if "deletionTimestamp" in metadata or names.FINALIZER_SETTLE in metadata.get("finalizers", ()):
+        return False
+    conditions = (body.get("status") or {}).get("conditions") or ()
+    return any(one["type"] == ConditionType.SETTLED and one["status"] == ConditionStatus.TRUE for one in conditions)
+
+
+def _key(body: Object) -> Key:
+    return Key(body["metadata"].get("namespace", ""), body["metadata"]["name"])
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _claim(claim: digests.Claim) -> ClaimFacts:
+    allocation = claim.status.allocation
+    results = allocation.devices.results if allocation else ()
+    holder = next(
+        (
+            str(config.opaque.parameters.get("holder", ""))
+            for config in claim.spec.devices.config
+            if config.opaque and config.opaque.driver == names.DRIVER
+        ),
+        "",
+    )
+    namespace = claim.metadata.namespace
+    users = (PodRef(namespace, user.name, user.uid) for user in claim.status.reserved_for if user.resource == "pods")
+    return ClaimFacts(
+        namespace,
+        claim.metadata.name,
+        claim.metadata.uid,
+        holder,
+        devices=tuple((one.pool, one.device) for one in results if one.driver == names.DRIVER),
+        users=tuple(users),
+    )
+
+
+def _job(job: digests.Job) -> JobFacts:
+    ended = next(
+        (one for one in job.status.conditions if one.status == "True" and one.type in ("Complete", "Failed")), None
+    )
+    return JobFacts(
+        name=job.metadata.name,
+        uid=job.metadata.uid,
+        attempt=int(job.metadata.labels.get(names.LABEL_ATTEMPT, "0")),
+        finished=ended.type if ended else "",
+        finished_at=ended.last_transition_time if ended else None,
+        message=ended.message if ended and ended.type == "Failed" else "",
+        deleting=job.metadata.deletion_timestamp is not None,
+    )
+
+
+def _miner(name: str, pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFacts:
+    known = pod or claim
+    if known is None:
+        raise ValueError(f"miner {name} has neither pod nor claim")
+    metadata = known.metadata
+    phase = pod.status.phase if pod else ""
+    going = [one.metadata.deletion_timestamp is not None for one in (pod, claim) if one is not None]
+    return MinerFacts(
+        name=name,
+        namespace=metadata.namespace,
+        pool=metadata.labels.get(names.LABEL_HOLDER, ""),
+        node=metadata.annotations.get(names.LABEL_NODE, ""),
+        device=metadata.labels.get(names.LABEL_DEVICE, ""),
+        pod_uid=pod.metadata.uid if pod else "",
+        claim_uid=claim.metadata.uid if claim else "",
+        running=phase == "Running" and not any(going),
+        finished=phase in TERMINAL,
+        deleting=any(going),
+    )

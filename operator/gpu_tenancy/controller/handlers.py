@@ -1,0 +1,54 @@
+"""What kopf is used for: it delivers events of our own kinds, starts, stops and answers probes. It decides nothing.
+
+Only `on.event` and the life-cycle hooks are registered: no finalizers, no annotations, no PATCH of kopf's own, no
+peering. See docs/adr for why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kopf
+
+from gpu_tenancy.api.names import GROUP, VERSION
+from gpu_tenancy.controller.cycle import Cycle
+from gpu_tenancy.kube.resources import OWN_KINDS, Resource
+
+
+def register(registry: kopf.OperatorRegistry, cycle: Cycle) -> None:
+    """Feed the cycle's store from kopf's watches."""
+    for resource in OWN_KINDS:
+        _feed(registry, resource, cycle)
+
+    @kopf.on.startup(registry=registry)
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:  # noqa: ANN401  (kopf's calling convention)
+        _configure(settings)
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.probe(id="cycle", registry=registry)
+    def alive(**_: Any) -> str:  # noqa: ANN401
+        if why_not := cycle.trouble():
+            raise kopf.PermanentError(why_not)
+        return "alive"
+
+
+def _feed(registry: kopf.OperatorRegistry, resource: Resource, cycle: Cycle) -> None:
+    @kopf.on.event(GROUP, VERSION, resource.plural, id=f"feed-{resource.plural}", registry=registry)
+    async def feed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002, ANN401  (kopf's own names)
+        cycle.views.store.put(resource, type, dict(body))
+
+
+def _configure(settings: kopf.OperatorSettings) -> None:
+    settings.persistence.finalizer = f"{GROUP}/kopf"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 310
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.process.ultimate_exiting_timeout = 20

@@ -1,0 +1,104 @@
+"""Prometheus metrics of the operator. For watching, never for billing: bills come from UsageRecords.
+
+No metric carries a lease's name: their number would grow without end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from datetime import datetime
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from gpu_tenancy.controller.events import Note
+from gpu_tenancy.core.actions import Action, Plan
+from gpu_tenancy.core.ledger import SliceState, slice_states
+from gpu_tenancy.core.snapshot import Snapshot
+from gpu_tenancy.kube.client import RequestInfo
+
+CYCLE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class Metrics:
+    """All metrics of one operator, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "gpu_tenancy_api_requests",
+            "Requests to the API server.",
+            ("verb", "resource", "code"),
+            registry=self.registry,
+        )
+        self.cycles = Histogram(
+            "gpu_tenancy_cycle_seconds",
+            "Duration of one cycle: gather, plan, execute, report.",
+            buckets=CYCLE_BUCKETS,
+            registry=self.registry,
+        )
+        self.planning = Histogram(
+            "gpu_tenancy_plan_seconds", "Duration of planning alone.", buckets=CYCLE_BUCKETS, registry=self.registry
+        )
+        self.failures = Counter("gpu_tenancy_cycle_failures", "Cycles that ended in an error.", registry=self.registry)
+        self.actions = Counter("gpu_tenancy_actions", "Actions planned, by kind.", ("action",), registry=self.registry)
+        self.transitions = Counter(
+            "gpu_tenancy_lease_transitions", "Transitions of leases, by reason.", ("reason",), registry=self.registry
+        )
+        self.leases = Gauge(
+            "gpu_tenancy_leases", "Leases that are not settled, by state.", ("state",), registry=self.registry
+        )
+        self.slices = Gauge(
+            "gpu_tenancy_slices", "Memory slices (8 per GPU) by state, now.", ("state",), registry=self.registry
+        )
+        self.slice_seconds = Counter(
+            "gpu_tenancy_slice_seconds",
+            "Slice-seconds by state; all states together grow by 8 per GPU and second.",
+            ("state",),
+            registry=self.registry,
+        )
+        self._slices: Tally[SliceState] = Tally()
+        self._slices_at: datetime | None = None
+
+    def count_request(self, info: RequestInfo) -> None:
+        """Note one request; dry runs store nothing and are counted under a verb of their own."""
+        verb = f"{info.verb}-dry-run" if info.dry_run else info.verb
+        resource = f"{info.resource}/{info.subresource}" if info.subresource else info.resource
+        self.requests.labels(verb, resource, str(info.status)).inc()
+
+    def count_plan(self, plan: Plan) -> None:
+        """Note what was planned."""
+        for action in plan.actions:
+            self.actions.labels(_kind(action)).inc()
+
+    def count_transition(self, note: Note) -> None:
+        """Note a lease's transition."""
+        self.transitions.labels(note.reason).inc()
+
+    def show_leases(self, states: Tally[str]) -> None:
+        """Show how many leases are in which state."""
+        self.leases.clear()
+        for state, count in states.items():
+            self.leases.labels(state).set(count)
+
+    def account(self, snapshot: Snapshot, now: datetime) -> None:
+        """Credit the time since the last snapshot to the states the slices were in, and look at them anew."""
+        if self._slices_at is not None:
+            elapsed = max(0.0, (now - self._slices_at).total_seconds())
+            for state in SliceState:
+                self.slice_seconds.labels(str(state)).inc(self._slices[state] * elapsed)
+        billed = frozenset(
+            (device.node, device.device)
+            for lease in snapshot.leases
+            if (record := lease.open_record) is not None
+            for device in record.spec.devices
+        )
+        self._slices, self._slices_at = Tally(), now
+        for node in snapshot.nodes:
+            self._slices.update(slice_states(node, billed, now))
+        for state in SliceState:
+            self.slices.labels(str(state)).set(self._slices[state])
+
+
+def _kind(action: Action) -> str:
+    return type(action).__name__

@@ -1,0 +1,233 @@
+"""A node in memory whose agent takes one step at a time, in any order that `diff` allows, with mishaps in between.
+
+It plays hardware, API server, kubelet and holders; the agent's part is the real `situation` and `steps` alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import assert_never
+
+from gpu_tenancy.agent import situation as known
+from gpu_tenancy.agent import steps
+from gpu_tenancy.agent.gpus import GpuFacts, Instance
+from gpu_tenancy.agent.situation import PreparedClaim, PreparedDevice, Situation
+from gpu_tenancy.agent.steps import Announcement, Bookkeeping, Hardware, Step
+from gpu_tenancy.api.base import Holder, HolderKind
+from gpu_tenancy.api.node import GpuMode, Slot, SlotState
+from gpu_tenancy.mig.profiles import FULL, of_model
+
+MODEL = "A100-SXM4-80GB"
+MIG_GPU = "GPU-mig"
+WHOLE = "GPU-whole"
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def facts(uuid: str, mode: GpuMode, index: int = 0) -> GpuFacts:
+    """A healthy A100 of 80 GB."""
+    return GpuFacts(index, uuid, MODEL, 81920, 108, f"0000:{index:02x}:00.0", mode)
+
+
+def holder(number: int) -> Holder:
+    """Odd numbers are leases, even ones pools."""
+    kind = HolderKind.GPU_LEASE if number % 2 else HolderKind.MINING_POOL
+    return Holder(kind=kind, namespace=f"team-{number}", name=f"holder-{number}", uid=f"uid-{number}")
+
+
+def slot(gpu: str, profile: str, start: int, number: int) -> Slot:
+    """A slot of holder `number`; its device is named after placement and holder, as the operator does."""
+    device = f"{gpu.lower()}-{profile.replace('.', '')}-{start}-{number}"
+    return Slot(device=device, gpu=gpu, profile=profile, start=start, holder=holder(number), since=EPOCH)
+
+
+def instance(gpu: str, profile: str, start: int, serial: int) -> Instance:
+    """A MIG instance of 80-GB geometry."""
+    size = of_model(MODEL)[profile].size
+    return Instance(gpu, profile, start, size, f"MIG-{serial}", serial, 0, 9728 * size, 14)
+
+
+@dataclass
+class World:
+    """Truth and belief: what the hardware, the slice and the holders are, and what the agent knows of it."""
+
+    agent: Situation = field(
+        default_factory=lambda: Situation(
+            gpus={MIG_GPU: facts(MIG_GPU, GpuMode.MIG, 0), WHOLE: facts(WHOLE, GpuMode.WHOLE, 1)},
+            instances={MIG_GPU: (), WHOLE: ()},
+        )
+    )
+    hardware: dict[str, Instance] = field(default_factory=dict)
+    """Instances by MIG UUID."""
+    in_slice: set[str] = field(default_factory=set)
+    in_status: dict[str, datetime] = field(default_factory=dict)
+    processes: set[str] = field(default_factory=set)
+    """UUIDs of devices that a process uses."""
+    disk: Situation = field(default_factory=Situation)
+    """What the checkpoint holds; kept in step, as the agent writes it before it acts."""
+    history: list[Step] = field(default_factory=list)
+    serial: int = 0
+    now: datetime = EPOCH
+
+    def enabled(self) -> tuple[Step, ...]:
+        """Steps that would change something: waiting for what is waited for already changes nothing."""
+        return tuple(step for step in steps.diff(self.agent) if not self._is_idle(step))
+
+    def _is_idle(self, step: Step) -> bool:
+        if not isinstance(step, steps.Await):
+            return False
+        held = self.agent.held[step.device]
+        return (held.state, held.message) == (step.state, step.message)
+
+    def take(self, step: Step, *, fails: bool = False) -> None:
+        """Carry out one step, or let the driver refuse it."""
+        self.history.append(step)
+        self.now += timedelta(milliseconds=1)
+        match step:
+            case steps.Prove() | steps.Destroy() | steps.Create() | steps.Adopt():
+                self._on_hardware(step, fails=fails)
+            case steps.Withdraw() | steps.Store() | steps.Publish():
+                self._announce(step)
+            case _:
+                self._note(step)
+        self.disk = self.agent
+
+    def _note(self, step: Bookkeeping) -> None:
+        match step:
+            case steps.Accept(slot=wanted):
+                self.agent = known.accepted(self.agent, wanted)
+            case steps.Drain(device=device):
+                self.agent = known.drained(self.agent, device)
+            case steps.Await(device=device, state=state, message=message):
+                self.agent = known.waiting(self.agent, device, state, message)
+            case steps.Fail(device=device, message=message):
+                self.agent = known.failed(self.agent, device, message)
+            case steps.Remake(device=device):
+                self.agent = known.undone(self.agent, device)
+            case steps.Forget(device=device):
+                self.agent = known.forgotten(self.agent, device)
+            case _:
+                assert_never(step)
+
+    def _announce(self, step: Announcement) -> None:
+        match step:
+            case steps.Withdraw(device=device):
+                self.in_slice.discard(device)
+            case steps.Publish(device=device):
+                self.in_slice.add(device)
+            case steps.Store(device=device):
+                ready_at = self.agent.held[device].ready_at
+                assert ready_at is not None
+                self.in_status[device] = ready_at
+                self.agent = known.stored(self.agent, {device: ready_at})
+            case _:
+                assert_never(step)
+        self.agent = known.published(self.agent, self.in_slice)
+
+    def _on_hardware(self, step: Hardware, *, fails: bool) -> None:
+        subject = step.slot.device if isinstance(step, steps.Create | steps.Adopt) else step.subject
+        if fails:
+            self.agent = known.rested(self.agent, subject)
+            return
+        match step:
+            case steps.Prove(uuid=uuid):
+                empty = uuid not in self.processes
+                settle = known.proven_empty if empty else known.rested
+                self.agent = settle(self.agent, subject)
+            case steps.Destroy(instance=there):
+                assert there.uuid not in self.processes, "destroyed an instance with a process on it"
+                del self.hardware[there.uuid]
+                self.agent = known.destroyed(self.agent, there)
+            case steps.Create(slot=wanted):
+                self._create(wanted)
+            case steps.Adopt(slot=wanted, instance=there):
+                self.agent = known.made_ready(self.agent, wanted.device, there.uuid, self.now)
+            case _:
+                assert_never(step)
+
+    def _create(self, wanted: Slot) -> None:
+        if wanted.profile == FULL:
+            self.agent = known.made_ready(self.agent, wanted.device, wanted.gpu, self.now)
+            return
+        self.begin_creation(wanted)
+        self.walk()
+        made = next(one for one in self.hardware.values() if (one.profile, one.start) == (wanted.profile, wanted.start))
+        self.agent = known.made_ready(self.agent, wanted.device, made.uuid, self.now)
+
+    def begin_creation(self, wanted: Slot) -> None:
+        """The part of a creation after which the agent may die: intended, on disk, and done by the driver."""
+        self.agent = known.intended(self.agent, wanted)
+        self.disk = self.agent
+        self.serial += 1
+        fresh = instance(wanted.gpu, wanted.profile, wanted.start, self.serial)
+        taken = sum(bits(one) for one in self.hardware.values())
+        assert not taken & bits(fresh), "created an instance over another one"
+        self.hardware[fresh.uuid] = fresh
+
+    def walk(self) -> None:
+        """The agent lists the instances of the MIG GPU."""
+        self.agent = known.walked(self.agent, MIG_GPU, self.hardware.values())
+
+    # ------------------------------------------------------------------------------------------------- the others
+
+    def specify(self, wanted: list[Slot]) -> None:
+        """The operator writes the spec."""
+        self.agent = known.specified(self.agent, wanted, self.agent.generation + 1)
+
+    def prepare(self, device: str, uid: str) -> bool:
+        """kubelet asks for a claim on the device, under the conditions that the agent's DRA server checks."""
+        held = self.agent.held.get(device)
+        free = not known.claims_on(self.agent, device)
+        if held is None or not free or held.state is not SlotState.READY or not known.is_wanted(self.agent, held):
+            return False
+        claim = PreparedClaim(
+            uid=uid, namespace=held.slot.holder.namespace, name=uid, devices=(PreparedDevice(device=device),)
+        )
+        self.agent = known.claimed(self.agent, claim)
+        self.processes.add(held.uuid)
+        self.disk = self.agent
+        return True
+
+    def unprepare(self, uid: str) -> None:
+        """kubelet gives the claim back; its processes may linger."""
+        self.agent = known.unclaimed(self.agent, uid)
+        self.disk = self.agent
+
+    def wake(self) -> None:
+        """Every back-off ends."""
+        for subject in self.agent.resting:
+            self.agent = known.woken(self.agent, subject)
+
+    def restart(self) -> None:
+        """kill -9, and a new agent on the same boot: only disk, API server and hardware are left."""
+        fresh = replace(self.disk, gpus=self.agent.gpus, proven=frozenset(), resting=frozenset())
+        self.agent = known.resumed(fresh, self.in_slice, self.in_status)
+        self.agent = known.specified(self.agent, self.agent.wanted.values(), self.agent.generation)
+        self.walk()
+
+    def reboot(self) -> None:
+        """The node boots: no instance, no process, no claim survives."""
+        self.hardware.clear()
+        self.processes.clear()
+        fresh = known.rebooted(replace(self.disk, gpus=self.agent.gpus, proven=frozenset(), resting=frozenset()))
+        self.agent = known.resumed(fresh, self.in_slice, self.in_status)
+        self.disk = self.agent
+        self.walk()
+
+    def settle(self, limit: int = 500) -> None:
+        """Everybody lets go; take steps until none is left."""
+        for uid in list(self.agent.prepared):
+            self.unprepare(uid)
+        self.processes.clear()
+        for _ in range(limit):
+            self.wake()
+            enabled = self.enabled()
+            if not enabled:
+                return
+            self.take(enabled[0])
+        raise AssertionError(f"does not come to rest: {self.enabled()}")
+
+
+def bits(one: Instance) -> int:
+    """Memory slices of an instance."""
+    return ((1 << one.size) - 1) << one.start
