@@ -1,4 +1,4 @@
-"""What every test can count on: Hypothesis profiles and one printed seed for whatever a test samples.
+"""What every test can count on: an API server, Hypothesis profiles, and one printed seed for whatever it samples.
 
 `make test` is the same run each time: Hypothesis derives its examples from the test itself and the seed is 0 unless
 told otherwise. `make test-all` draws a seed; `--seed` repeats it.
@@ -7,9 +7,12 @@ told otherwise. `make test-all` draws a seed; `--seed` repeats it.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.api_server import ApiServer
 
 # No deadlines: machines are shared and nothing here is timed. No database: a run leaves nothing behind.
 settings.register_profile("sample", derandomize=True, deadline=None, database=None, max_examples=100)
@@ -45,3 +48,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 def seed(request: pytest.FixtureRequest) -> int:
     """The run's seed: tests that try a sample of a long list choose it with this."""
     return int(request.config.option.seed)
+
+
+@pytest.fixture(scope="session")
+def control_plane_api() -> Iterator[ApiServer]:
+    """etcd and kube-apiserver with the project's kinds; one per worker, so tests keep to their own names."""
+    with ApiServer() as server:
+        yield server

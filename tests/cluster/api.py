@@ -165,7 +165,7 @@ async def _apply(api: Api, document: Object, manager: str) -> Object:
 
 async def _served(api: Api, definition: Object) -> bool:
     """Whether objects of `definition` can be written: it is established, and discovery has caught up with that."""
-    conditions = definition.get("status", {}).get("conditions", [])
+    conditions = definition.get("status", {}).get("conditions") or []  # null right after creation
     if not any(one["type"] == "Established" and one["status"] == "True" for one in conditions):
         return False
     spec = definition["spec"]

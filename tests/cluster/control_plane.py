@@ -231,6 +231,10 @@ class ControlPlane:
         await self.kill(Component.APISERVER)
         await asyncio.sleep(pause_seconds)
         await self.start_component(Component.APISERVER)
+        if self.alive(Component.KWOK):
+            # kwok drops a write that broke off half-way, which kubelet would repeat: it has to look at all pods again.
+            await self.kill(Component.KWOK)
+            await self.start_component(Component.KWOK)
 
     async def detach(self, lifetime_seconds: float) -> None:
         """Let everything outlive this process and this `async with`, at most `lifetime_seconds`; see detached.py."""

@@ -137,7 +137,7 @@ def test_everything_ends_with_the_process_that_started_it(end: signal.Signals) -
     with starter("await asyncio.sleep(600)") as (process, directory, processes):
         process.send_signal(end)
         process.wait(60)
-        gone, left = psutil.wait_procs(processes, timeout=60)
+        _, left = psutil.wait_procs(processes, timeout=60)
         assert not left
         assert not directory.exists()
 
@@ -174,7 +174,7 @@ def test_a_detached_control_plane_ends_by_itself_after_its_lifetime(tmp_path: Pa
     state = tmp_path / "state.json"
     with starter(f"await detach(cp, Path({str(state)!r}), lifetime_seconds=0.5)") as (process, directory, processes):
         process.wait(60)
-        gone, left = psutil.wait_procs(processes, timeout=60)
+        _, left = psutil.wait_procs(processes, timeout=60)
         assert not left
         assert not directory.exists()
     assert detached.find(state) is None
@@ -185,6 +185,7 @@ def test_a_spawned_program_can_be_killed_and_started_again_under_its_name(shared
     async def body(cp: ControlPlane) -> None:
         command = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"]
         first = await cp.spawn("sleeper", command, {})
+        await eventually("its output", lambda: value(cp.log_tail("sleeper") == "here"))
         with pytest.raises(ProgramError, match="sleeper runs already"):
             await cp.spawn("sleeper", command, {})
         await cp.kill("sleeper")

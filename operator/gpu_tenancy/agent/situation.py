@@ -258,7 +258,7 @@ def publishing(situation: Situation, devices: Iterable[str]) -> Situation:
 def drained(situation: Situation, device: str) -> Situation:
     """The device is out of the slice and waits for its holder to let go."""
     held = situation.held[device].model_copy(update={"state": SlotState.DRAINING, "message": ""})
-    return _held(situation, held)
+    return _held(replace(situation, proven=situation.proven - {device}), held)
 
 
 def proven_empty(situation: Situation, subject: str) -> Situation:
@@ -302,7 +302,7 @@ def rested(situation: Situation, subject: str) -> Situation:
 
 def woken(situation: Situation, subject: str) -> Situation:
     """The next attempt at the device or orphan is due."""
-    return replace(situation, resting=situation.resting - {subject})
+    return replace(situation, resting=situation.resting - {subject}) if subject in situation.resting else situation
 
 
 # ------------------------------------------------------------------------------------------------------- beginning

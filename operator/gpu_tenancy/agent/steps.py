@@ -203,6 +203,8 @@ def _take_away(situation: Situation, held: Held) -> Iterator[Step]:
     instance = instance_of(situation, held)
     if device in situation.resting:
         yield Await(device, held.state, held.message)
+    elif _was_handed_out(held) and not _was_walked(situation, held.slot):
+        yield Await(device, held.state, "waits until the MIG instances of its GPU can be listed")
     elif _was_handed_out(held) and _still_there(held, instance) and device not in situation.proven:
         yield Prove(device, held.slot.gpu, held.uuid)
     elif instance is not None:
@@ -218,6 +220,11 @@ def _was_handed_out(held: Held) -> bool:
 def _still_there(held: Held, instance: Instance | None) -> bool:
     """Whether there is a device on which a process could run."""
     return held.slot.profile == FULL or instance is not None
+
+
+def _was_walked(situation: Situation, slot: Slot) -> bool:
+    """Whether it is known which MIG instances there are, where that matters."""
+    return slot.profile == FULL or slot.gpu in situation.instances
 
 
 def release_blocked(situation: Situation, held: Held) -> str | None:
@@ -354,6 +361,8 @@ def fault(situation: Situation, held: Held) -> str | None:
         return f"GPU {slot.gpu} is not on this node; it was taken out, or the slot is for another node"
     if not gpu.healthy:
         return f"GPU {gpu.index} is not healthy: {gpu.message}"
+    if not _was_walked(situation, slot):
+        return f"the MIG instances of GPU {gpu.index} cannot be listed; the agent's log says why, and it tries again"
     return _misfit(gpu, slot) or _intruder(situation, gpu, slot)
 
 

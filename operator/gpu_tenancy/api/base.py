@@ -101,7 +101,7 @@ _QUANTITY_SUFFIX: Final = {
     "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40),
     "Pi": Decimal(2**50), "Ei": Decimal(2**60),
 }  # fmt: skip
-QUANTITY_PATTERN: Final = r"^([0-9]{1,18}(?:[.][0-9]{1,9})?(?:[eE][0-9]{1,2})?)([numkMGTPE]|[KMGTPE]i)?$"
+QUANTITY_PATTERN: Final = r"^([0-9]{1,18}(?:[.][0-9]{1,9})?)(?:[eE]([0-9]{1,2})|([numkMGTPE]|[KMGTPE]i))?$"
 _QUANTITY: Final = re.compile(QUANTITY_PATTERN)
 _QUANTITY_REMEDY: Final = "write a number with an optional suffix, e.g. 16, 500m or 128Gi"
 
@@ -114,8 +114,8 @@ def parse_quantity(text: str | float) -> Decimal:
     match = _QUANTITY.fullmatch(str(text))
     if not match:
         raise ValueError(f'quantity "{text}" is not understood; {_QUANTITY_REMEDY}')
-    number, suffix = match.groups()
-    return Decimal(number) * _QUANTITY_SUFFIX[suffix or ""]
+    number, exponent, suffix = match.groups()
+    return Decimal(number).scaleb(int(exponent or 0)) * _QUANTITY_SUFFIX[suffix or ""]
 
 
 _MONEY: Final = re.compile(r"^[0-9]{1,12}(?:[.][0-9]{1,12})?$")

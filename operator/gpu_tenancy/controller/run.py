@@ -23,6 +23,7 @@ async def run(settings: Settings) -> None:
     """Run the operator until SIGTERM or SIGINT. An end of any part ends the process: it restarts clean."""
     if settings.kubeconfig:
         os.environ["KUBECONFIG"] = settings.kubeconfig  # the one way to tell kopf
+    logging.getLogger("kopf").setLevel(logging.WARNING)  # a line for each event delivered would drown everything else
     metrics = Metrics()
     client = KubeClient.connect(
         settings.kubeconfig,

@@ -137,8 +137,8 @@ class Unbind:
 
 
 Action = (
-    OpenRecord | CloseRecord | ArchiveRecord | Admit | SetSlots | StopMiner | DeleteClaimTemplate | DeleteJob | DeletePod
-    | CreateClaimTemplate | CreateJob | StartMiner | Unbind
+    OpenRecord | CloseRecord | ArchiveRecord | Admit | SetSlots | StopMiner | DeleteClaimTemplate | DeleteJob
+    | DeletePod | CreateClaimTemplate | CreateJob | StartMiner | Unbind
 )  # fmt: skip
 
 
@@ -169,6 +169,8 @@ class Outlook:
     """Nodes of its placement, planned or written; empty: it holds nothing."""
     waiting: str = ""
     """What its devices are waiting for, as a sentence; empty once all are ready."""
+    waiting_reason: Reason = Reason.PREPARING
+    """Preparing, or DeviceFailed where one of them could not be made."""
     ready_devices: int = 0
     opened: UsageRecordSpec | None = None
     """Segment that begins with this plan."""

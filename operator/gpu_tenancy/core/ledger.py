@@ -19,7 +19,7 @@ from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
 from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts, RecordFacts
 from gpu_tenancy.core.terms import ceil_second, floor_second, seconds_between
-from gpu_tenancy.mig.profiles import MEMORY_SLICES, slices
+from gpu_tenancy.mig.profiles import MEMORY_SLICES, of_model
 
 CENT: Final = Decimal("0.01")
 SECONDS_PER_HOUR: Final = 3600
@@ -50,7 +50,7 @@ def segment_start(
     """First billed second: the latest readyAt, not before the operator's decision, not after its first sight of the
     devices, not inside an earlier segment; a started second is free."""
     decided = max(slot.since for _, slot in slots)
-    start = ceil_second(min(max(max(ready_at), decided), now))
+    start = ceil_second(min(max(decided, *ready_at), now))
     previous = lease.records[-1].spec.billable_to if lease.records else None
     return max(start, previous) if previous else start
 
@@ -127,10 +127,15 @@ def _gpu_states(
     devices: dict[str, Slot | ObservedSlot] = {**observed, **{d: s for d, s in wanted.items() if s.gpu == gpu.uuid}}
     for device, slot in devices.items():
         state = _state(node, device, slot, observed.get(device), billed, unreachable or not gpu.healthy)
-        width = slices(gpu.model, slot.profile)
-        for index in range(slot.start, slot.start + width):
+        for index in _slices(gpu, slot):
             by_slice[index] = min(by_slice.get(index, state), state, key=_PRECEDENCE.index)
     return Counter(by_slice.values())
+
+
+def _slices(gpu: Gpu, slot: Slot | ObservedSlot) -> range:
+    """Memory slices that a device takes of its GPU: all of them where the profile is not one of the model."""
+    profile = of_model(gpu.model).get(slot.profile)
+    return range(slot.start, min(slot.start + profile.size, MEMORY_SLICES)) if profile else range(MEMORY_SLICES)
 
 
 _PRECEDENCE: Final = (SliceState.LEASED, SliceState.MINING, SliceState.FAULTY, SliceState.HAND_OVER, SliceState.IDLE)

@@ -7,7 +7,7 @@ higher priority wants the device. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -43,35 +43,52 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
     Where nothing may be planned on the node (cordoned, silent) miners that still fit stay and none is started.
     """
     here = [miner for miner in miners if _may_run_on(node, miner.pool)]
+    if not here:
+        return []
+    current = _current(node)
     free, slots = node.free, []
-    vacant: list[tuple[GpuBook, Placement]] = []
+    open_places: list[tuple[GpuBook, Placement]] = []
     for book, placement in _places(node):
-        current = _current(node, book, placement)
-        best = _best(here, book, placement)
-        keeper = next((miner for miner in here if current and miner.pool.uid == current.holder.uid), None)
-        stays = current and keeper and best and keeper.pool.spec.priority == best.pool.spec.priority
-        if current and keeper and stays and _usable(keeper, book, placement) and keeper.amount.at_most(free):
+        slot = current.get((book.gpu.uuid, *placement))
+        keeper = slot and _keeper(slot, here, book, challenged=not node.objection)
+        if slot and keeper and keeper.amount.at_most(free):
             free -= keeper.amount
-            slots.append(current)
+            slots.append(slot)
         else:
-            vacant.append((book, placement))
+            open_places.append((book, placement))
     if not node.objection:
-        slots.extend(_fill(vacant, here, free, now))
+        slots.extend(_fill(open_places, here, free, current, now))
     return slots
 
 
+def _keeper(slot: Slot, miners: Sequence[Miner], book: GpuBook, *, challenged: bool) -> Miner | None:
+    """Whose slot it is, if it may stay: on a node that is planned on, no pool of a higher priority may want it."""
+    usable = [miner for miner in miners if _usable(miner, book)]
+    keeper = next((miner for miner in usable if miner.pool.uid == slot.holder.uid), None)
+    if keeper and challenged and keeper.pool.spec.priority < usable[0].pool.spec.priority:
+        return None
+    return keeper
+
+
 def _fill(
-    vacant: Iterable[tuple[GpuBook, Placement]], miners: Sequence[Miner], free: Amount, now: datetime
-) -> Iterable[Slot]:
-    for book, placement in vacant:
+    places: Iterable[tuple[GpuBook, Placement]],
+    miners: Sequence[Miner],
+    free: Amount,
+    current: Mapping[tuple[str, str, int], Slot],
+    now: datetime,
+) -> Iterator[Slot]:
+    """The best pool that fits takes each place; where that is the one that has it already, nothing changes."""
+    for book, placement in places:
         for miner in miners:
-            if _usable(miner, book, placement) and miner.amount.at_most(free):
+            if _usable(miner, book) and miner.amount.at_most(free):
                 free -= miner.amount
-                yield _slot(miner.pool, book, placement, now)
+                slot = current.get((book.gpu.uuid, *placement))
+                stays = slot is not None and slot.holder.uid == miner.pool.uid
+                yield slot if slot is not None and stays else _slot(miner.pool, book, placement, now)
                 break
 
 
-def _places(node: NodeBook) -> Iterable[tuple[GpuBook, Placement]]:
+def _places(node: NodeBook) -> Iterator[tuple[GpuBook, Placement]]:
     """Devices that leases leave on the node's healthy GPUs."""
     for book in node.gpus.values():
         if not book.gpu.healthy:
@@ -83,22 +100,13 @@ def _places(node: NodeBook) -> Iterable[tuple[GpuBook, Placement]]:
             yield book, Placement(FULL, 0)
 
 
-def _current(node: NodeBook, book: GpuBook, placement: Placement) -> Slot | None:
-    for slot in node.facts.slots:
-        if (
-            slot.gpu == book.gpu.uuid
-            and (slot.profile, slot.start) == placement
-            and slot.holder.kind is HolderKind.MINING_POOL
-        ):
-            return slot
-    return None
+def _current(node: NodeBook) -> dict[tuple[str, str, int], Slot]:
+    """Slots that pools hold on the node by GPU, profile and start."""
+    pools = (slot for slot in node.facts.slots if slot.holder.kind is HolderKind.MINING_POOL)
+    return {(slot.gpu, slot.profile, slot.start): slot for slot in pools}
 
 
-def _best(miners: Sequence[Miner], book: GpuBook, placement: Placement) -> Miner | None:
-    return next((miner for miner in miners if _usable(miner, book, placement)), None)
-
-
-def _usable(miner: Miner, book: GpuBook, placement: Placement) -> bool:
+def _usable(miner: Miner, book: GpuBook) -> bool:
     """`Whole` means a whole GPU, or a MIG GPU of which nothing is rented."""
     return miner.pool.spec.devices is Devices.ANY or not book.hard
 

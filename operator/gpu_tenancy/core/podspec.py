@@ -22,6 +22,11 @@ class Taint:
     value: str
     effect: str
 
+    @property
+    def transitory(self) -> bool:
+        """Set by Kubernetes itself, for as long as a condition of the node lasts (cordoned, unreachable, pressure)."""
+        return self.key.startswith("node.kubernetes.io/")
+
 
 @dataclass(frozen=True, slots=True)
 class Toleration:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from gpu_tenancy.api.lease import Price
+from gpu_tenancy.api.pricebook import PriceBookSpec
 from gpu_tenancy.core.snapshot import BookFacts
 
 
@@ -51,7 +52,7 @@ class Pricing:
 
 def pricing(books: Sequence[BookFacts], now: datetime) -> Pricing:
     """In effect is the latest book that has begun; books that share an instant annul each other."""
-    readable = [_book(book) for book in books if book.spec is not None]
+    readable = [_book(book.name, book.spec) for book in books if book.spec is not None]
     instants = Counter(book.effective_from for book in readable)
     valid = [book for book in readable if instants[book.effective_from] == 1]
     begun = [book for book in valid if book.effective_from <= now]
@@ -63,10 +64,9 @@ def pricing(books: Sequence[BookFacts], now: datetime) -> Pricing:
     )
 
 
-def _book(book: BookFacts) -> Book:
-    assert book.spec is not None
-    rates = {(rate.model, rate.profile): rate.per_hour for rate in book.spec.rates}
-    return Book(book.name, book.spec.effective_from, book.spec.currency, rates)
+def _book(name: str, spec: PriceBookSpec) -> Book:
+    rates = {(rate.model, rate.profile): rate.per_hour for rate in spec.rates}
+    return Book(name, spec.effective_from, spec.currency, rates)
 
 
 def _earliest(instants: Iterable[datetime]) -> datetime | None:

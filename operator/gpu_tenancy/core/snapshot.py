@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from gpu_tenancy.api.base import format_time
 from gpu_tenancy.api.lease import GpuLeaseSpec, GpuLeaseStatus
 from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot
 from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
@@ -67,8 +68,7 @@ class NodeFacts:
         if self.agent_until is None:
             return f"no agent has been heard on node {self.name}"
         if self.agent_until < now:
-            silent = int((now - self.agent_until).total_seconds())
-            return f"the agent on node {self.name} missed its heartbeat {silent} s ago"
+            return f"the agent on node {self.name} is silent: its heartbeat ran out at {format_time(self.agent_until)}"
         return ""
 
 
@@ -246,11 +246,3 @@ class Snapshot:
     """UsageRecords whose lease no longer exists."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """Refused actions by UID of the lease or pool they were for."""
-
-
-def any_value(mapping: Mapping[str, Any], *path: str) -> Any:
-    """Value at a path of nested mappings, or None."""
-    value: Any = mapping
-    for step in path:
-        value = value.get(step) if isinstance(value, Mapping) else None
-    return value

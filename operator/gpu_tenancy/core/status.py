@@ -18,7 +18,7 @@ from gpu_tenancy.core import ledger
 from gpu_tenancy.core.actions import Outlook, PoolOutlook
 from gpu_tenancy.core.pricing import Pricing
 from gpu_tenancy.core.snapshot import BookFacts, Failure
-from gpu_tenancy.core.terms import floor_second
+from gpu_tenancy.core.terms import FINAL_REASONS, current_job, floor_second
 
 REFRESH: Final = timedelta(minutes=5)
 """Cost, queue position and messages about the queue are rewritten no more often than this when nothing else changes."""
@@ -82,13 +82,13 @@ def _end_reason(outlook: Outlook, last: UsageRecordSpec | None) -> Reason:
     """Why the lease is over, also where nothing was billed."""
     if outlook.lease.status.ended is not None:
         return outlook.lease.status.ended.reason
-    if last is not None and last.reason is not None and outlook.lease.deleted_at is None:
+    if last is not None and last.reason in FINAL_REASONS:
         return last.reason
     if outlook.lease.deleted_at is not None:
         return Reason.DELETED
-    finished = [job.finished for job in outlook.lease.jobs if job.finished]
-    if finished:
-        return Reason.COMPLETED if finished[-1] == "Complete" else Reason.FAILED
+    job = current_job(outlook.lease)
+    if job is not None and job.finished:
+        return Reason.COMPLETED if job.finished == "Complete" else Reason.FAILED
     return Reason.EXPIRED
 
 
@@ -152,7 +152,9 @@ def _ready(outlook: Outlook, failure: Failure | None) -> Verdict:
         return FALSE, Reason(failure.reason), failure.message
     if outlook.silent:
         return FALSE, Reason.AGENT_SILENT, f"{outlook.silent}."
-    return FALSE, Reason.PREPARING, outlook.waiting or outlook.lost or "The lease is being placed anew."
+    if outlook.lost and not outlook.waiting:
+        return FALSE, Reason.NODE_LOST, outlook.lost
+    return FALSE, outlook.waiting_reason, outlook.waiting or "The lease is being placed."
 
 
 def _last(outlook: Outlook) -> UsageRecordSpec | None:
@@ -203,7 +205,7 @@ def _reconciling(outlook: Outlook, failure: Failure | None) -> Verdict:
         return FALSE, outlook.refusal.reason if outlook.refusal else Reason.API_REJECTED, ""
     if outlook.refusal is not None:
         return TRUE, outlook.refusal.reason, outlook.refusal.message
-    return TRUE, Reason.PREPARING, outlook.waiting
+    return TRUE, outlook.waiting_reason, outlook.waiting or outlook.lost
 
 
 def _stalled(outlook: Outlook, failure: Failure | None) -> Verdict:

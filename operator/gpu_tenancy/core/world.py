@@ -24,6 +24,8 @@ WHOLE_MASK: Final = 0xFF
 DRAINING_COST: Final = 10
 """Waiting for a lease that still drains may take its whole grace; ten miners are stopped sooner."""
 MINER_COST: Final = 1
+MOST_DEVICES: Final = 7
+"""Devices that a GPU can be cut into."""
 _COMMON: Final = 420
 """Least common multiple of 1…7, so that costs per pod compare as integers."""
 
@@ -51,28 +53,27 @@ class Seat(NamedTuple):
 class GpuBook:
     """State of one GPU in the working copy."""
 
-    __slots__ = ("draining", "gpu", "hard", "miners", "node")
+    __slots__ = ("bucket", "draining", "gpu", "hard", "mig", "miners", "node")
 
     def __init__(self, gpu: Gpu, node: NodeBook) -> None:
         self.gpu = gpu
         self.node = node
+        self.mig = gpu.mode is GpuMode.MIG
+        """In MIG mode."""
         self.hard = 0
         """Memory slices held by leases, as bits."""
         self.draining = 0
         """Memory slices from which a former lease has not gone yet, as bits."""
         self.miners: frozenset[Placement] = frozenset()
         """Placements that pools hold."""
-
-    @property
-    def mig(self) -> bool:
-        """In MIG mode."""
-        return self.gpu.mode is GpuMode.MIG
+        self.bucket: _SliceBucket | None = None
+        """Where the GPU is filed; None: not in MIG mode, or nothing may be planned on it."""
 
 
 class NodeBook:
     """State of one node in the working copy."""
 
-    __slots__ = ("facts", "free", "gpus", "objection", "slots")
+    __slots__ = ("buckets", "facts", "free", "gpus", "objection", "slots")
 
     def __init__(self, facts: NodeFacts, now: datetime) -> None:
         self.facts = facts
@@ -82,6 +83,8 @@ class NodeBook:
         self.gpus = {gpu.uuid: GpuBook(gpu, self) for gpu in facts.gpus}
         self.slots: list[Slot] = []
         """Devices that leases hold in the plan."""
+        self.buckets: dict[str, _WholeBucket] = {}
+        """Where the node is filed for its whole GPUs, by model."""
 
 
 class World:
@@ -89,8 +92,10 @@ class World:
 
     def __init__(self, nodes: Iterable[NodeFacts], now: datetime) -> None:
         self.nodes = {facts.name: NodeBook(facts, now) for facts in sorted(nodes, key=lambda facts: facts.name)}
-        self._slices: dict[_GpuState, dict[int, GpuBook]] = {}
-        self._wholes: dict[_NodeState, dict[str, NodeBook]] = {}
+        self.all_models = sorted({book.gpu.model for node in self.nodes.values() for book in node.gpus.values()})
+        """Models of the GPUs that are there, sorted."""
+        self._slices: dict[str, dict[_GpuState, _SliceBucket]] = {model: {} for model in self.all_models}
+        self._wholes: dict[str, dict[_NodeState, _WholeBucket]] = {model: {} for model in self.all_models}
         self._allowed: dict[PodNeeds, dict[str, bool]] = {}
 
     def hold(self, node: NodeBook, slot: Slot, amount: Amount) -> None:
@@ -116,8 +121,7 @@ class World:
 
     def models(self, profile: str) -> list[str]:
         """Models present in the cluster that have the profile, in a fixed order."""
-        present = {book.gpu.model for node in self.nodes.values() for book in node.gpus.values()}
-        return sorted(model for model in present if profile == FULL or profile in of_model(model))
+        return [model for model in self.all_models if profile == FULL or profile in of_model(model)]
 
     def place(self, want: Want) -> tuple[Seat, ...] | None:
         """Seats for all pods at the least disturbance, taken in the working copy; None (and nothing taken) if one
@@ -147,25 +151,28 @@ class World:
         return needs.amount.at_most(node.free) and self.allows(node, needs)
 
     def _whole_seat(self, want: Want) -> Seat | None:
-        offers = []
-        for state, nodes in self._wholes.items():
-            if nodes and state.model == want.model and state.total >= want.count:
-                offers.append((_whole_cost(state, want.count), state.total, state))
+        buckets = self._wholes.get(want.model, {})
+        offers = [
+            (_whole_cost(state, want.count), state.total, state)
+            for state, bucket in buckets.items()
+            if bucket and state.total >= want.count
+        ]
         for _, _, state in sorted(offers):
-            for node in self._wholes[state].values():
+            for node in buckets[state]:
                 if self._fits(node, want.needs):
                     return Seat(node, _pick(node, want), 0)
         return None
 
     def _slice_seat(self, want: Want, remaining: int) -> Seat | None:
-        offers = []
-        for state, books in self._slices.items():
-            if state.model == want.model and books:
-                offer = _offer(state, want.profile, min(remaining, 7))
-                if offer is not None:
-                    offers.append((offer, state))
-        for offer, state in sorted(offers, key=lambda pair: pair[0]):
-            for book in self._slices[state].values():
+        buckets = self._slices.get(want.model, {})
+        wanted = min(remaining, MOST_DEVICES)
+        offers = [
+            (offer, state)
+            for state, bucket in buckets.items()
+            if bucket.books and (offer := bucket.offer(want.profile, wanted)) is not None
+        ]
+        for offer, state in sorted(offers, key=_best_first):
+            for book in buckets[state].books:
                 if self._fits(book.node, want.needs):
                     return Seat(book.node, (book,), -offer.minus_start)
         return None
@@ -201,24 +208,28 @@ class World:
             if not book.mig:
                 models.add(book.gpu.model)
             elif book.gpu.healthy:
-                self._slices.setdefault(_gpu_state(book), {})[id(book)] = book
+                state = _gpu_state(book)
+                buckets = self._slices[state.model]
+                book.bucket = buckets.get(state) or buckets.setdefault(state, _SliceBucket(state))
+                book.bucket.books[book] = None
         for model in models:
-            self._wholes.setdefault(_node_state(node, model), {})[node.facts.name] = node
+            node.buckets[model] = self._wholes[model].setdefault(_node_state(node, model), {})
+            node.buckets[model][node] = None
 
     def _unfile(self, node: NodeBook, books: Iterable[GpuBook]) -> None:
-        """Take GPUs of a node out of the buckets of their present state; harmless when repeated."""
-        models = set()
+        """Take GPUs of a node out of their buckets; harmless when repeated."""
         for book in books:
-            if not book.mig:
-                models.add(book.gpu.model)
-            else:
-                self._slices.get(_gpu_state(book), {}).pop(id(book), None)
-        for model in models:
-            self._wholes.get(_node_state(node, model), {}).pop(node.facts.name, None)
+            if book.bucket is not None:
+                book.bucket.books.pop(book, None)
+            elif not book.mig:
+                node.buckets[book.gpu.model].pop(node, None)
 
 
 _Former = tuple[GpuBook, int, frozenset[Placement], int]
 """A GPU with the hard mask, miners and draining mask it had before a seat was taken."""
+
+_WholeBucket = dict[NodeBook, None]
+"""Nodes that are interchangeable for whole GPUs, in the order in which they came to be so."""
 
 
 class _GpuState(NamedTuple):
@@ -250,6 +261,28 @@ class _Offer(NamedTuple):
     cost: int
     free_slices: int
     minus_start: int
+
+
+class _SliceBucket:
+    """MIG GPUs that are interchangeable, in the order in which they came to be so, and what they offer."""
+
+    __slots__ = ("_offers", "books", "state")
+
+    def __init__(self, state: _GpuState) -> None:
+        self.state = state
+        self.books: dict[GpuBook, None] = {}
+        self._offers: dict[tuple[str, int], _Offer | None] = {}
+
+    def offer(self, profile: str, wanted: int) -> _Offer | None:
+        """The best seat on any of them; see `_offer`."""
+        key = (profile, wanted)
+        if key not in self._offers:
+            self._offers[key] = _offer(self.state, profile, wanted)
+        return self._offers[key]
+
+
+def _best_first(pair: tuple[_Offer, _GpuState]) -> _Offer:
+    return pair[0]
 
 
 def _gpu_state(book: GpuBook) -> _GpuState:

@@ -1,0 +1,97 @@
+"""The agent's memory across restarts: one JSON file, replaced as a whole, and a lock that makes it one agent's.
+
+It holds what neither hardware nor API server can tell after a kill: which instances are the agent's own, which claims
+kubelet was given, what was published. It is written before the act that it tells of. Blocking; `Memory` calls it off
+the event loop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO, Literal
+
+from pydantic import ValidationError
+
+from gpu_tenancy.agent.situation import Held, Made, PreparedClaim, Situation
+from gpu_tenancy.api.base import ApiModel
+
+
+class UnreadableCheckpoint(Exception):  # noqa: N818  (the message is the remedy)
+    """The checkpoint is there but makes no sense: acting without it could hand out a device that is in use."""
+
+
+class Checkpoint(ApiModel):
+    """What is kept."""
+
+    version: Literal[1] = 1
+    """Format of the file."""
+    boot_id: str = ""
+    """Boot that the rest belongs to."""
+    held: tuple[Held, ...] = ()
+    """Devices in hand."""
+    made: tuple[Made, ...] = ()
+    """Instances of the agent's own making."""
+    prepared: tuple[PreparedClaim, ...] = ()
+    """Prepared claims."""
+
+
+def of(situation: Situation, boot_id: str) -> Checkpoint:
+    """The part of a situation that has to survive; the same situation always gives the same text."""
+    return Checkpoint(
+        boot_id=boot_id,
+        held=tuple(situation.held[device] for device in sorted(situation.held)),
+        made=tuple(sorted(situation.made, key=lambda made: (made.gpu, made.start, made.profile, made.uuid))),
+        prepared=tuple(situation.prepared[uid] for uid in sorted(situation.prepared)),
+    )
+
+
+def situation_of(checkpoint: Checkpoint) -> Situation:
+    """The situation as far as a checkpoint tells it."""
+    return Situation(
+        held={held.slot.device: held for held in checkpoint.held},
+        made=frozenset(checkpoint.made),
+        prepared={claim.uid: claim for claim in checkpoint.prepared},
+    )
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in the file; an empty one where there is none. Raises UnreadableCheckpoint."""
+    try:
+        return Checkpoint.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Checkpoint()
+    except (OSError, ValidationError) as error:
+        raise UnreadableCheckpoint(
+            f"checkpoint {path} cannot be read: {error}. Stop every pod that uses a GPU of this node, move the file "
+            f"away and start the agent again; instances it made are then reported as not its own"
+        ) from error
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file, so that after a crash at any moment it holds the old text or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def lock(path: Path) -> IO[bytes] | None:
+    """Become the one agent of this checkpoint until the file is closed or the process ends; None: another one is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_suffix(".lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

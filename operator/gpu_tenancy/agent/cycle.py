@@ -1,0 +1,257 @@
+"""The agent of one node: observe → diff → execute → report, over and over, level-triggered.
+
+Whatever happens, a spec, an unprepared claim, a finished step, only marks the situation as changed; the cycle then
+looks at all of it anew. It forgets nothing by dying: disk, hardware and API server tell it where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, Final, ParamSpec, TypeVar, assert_never
+
+import msgspec
+from pydantic import ValidationError
+from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_exponential_jitter
+
+from gpu_tenancy.agent import checkpoint, heartbeat, home, steps
+from gpu_tenancy.agent import situation as known
+from gpu_tenancy.agent.clock import Clock, SystemClock
+from gpu_tenancy.agent.dra import Plugin, Registration, serving
+from gpu_tenancy.agent.gpus import GpuError, Gpus
+from gpu_tenancy.agent.home import Home
+from gpu_tenancy.agent.lanes import Lanes
+from gpu_tenancy.agent.memory import Memory
+from gpu_tenancy.agent.outbox import Outbox
+from gpu_tenancy.agent.report import slice_name
+from gpu_tenancy.agent.settings import AgentSettings
+from gpu_tenancy.agent.situation import Situation
+from gpu_tenancy.api.node import GpuMode, GpuNodeSpec
+from gpu_tenancy.kube.client import KubeClient
+from gpu_tenancy.kube.errors import KubeError
+from gpu_tenancy.kube.resources import GPU_NODES, RESOURCE_SLICES
+from gpu_tenancy.kube.watch import Reflector
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+_LOCK_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 10.0
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    name: str
+    uid: str
+    generation: int = 0
+
+
+class _SpecView(msgspec.Struct, frozen=True):
+    """The agent's GpuNode without the status, which it writes itself: its own writes wake nobody."""
+
+    metadata: _Metadata
+    spec: dict[str, Any] = {}
+
+
+class _SliceView(msgspec.Struct, frozen=True):
+    """That the slice is there."""
+
+    metadata: _Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One node for `run_agents`: its GPUs and where its files are."""
+
+    gpus: Gpus
+    settings: AgentSettings
+
+
+async def run_agents(seats: Mapping[str, Seat], client: KubeClient, clock: Clock | None = None) -> None:
+    """Run the agents of these nodes, by name, until cancelled: one in a DaemonSet, many on a simulated fleet."""
+    async with asyncio.TaskGroup() as tasks:
+        for node, seat in seats.items():
+            tasks.create_task(Agent(node, client, seat.gpus, seat.settings, clock or SystemClock()).run())
+
+
+class Agent:
+    """The agent of one node; `run` it until it is cancelled."""
+
+    def __init__(self, node: str, client: KubeClient, gpus: Gpus, settings: AgentSettings, clock: Clock) -> None:
+        self._node = node
+        self._client = client
+        self._gpus = gpus
+        self._settings = settings
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Be the agent of this node until cancelled.
+
+        Raises UnreadableCheckpoint, or GpuError where the driver does not even list the GPUs.
+        """
+        with await self._lock():
+            memory = await self._remember()
+            here = await self._persist(home.read, self._client, self._node)
+            await self._persist(home.ensure_gpu_node, self._client, here.owner)
+            outbox = Outbox(self._client, memory, here, self._clock, self._settings)
+            await self._persist(outbox.resume)
+            async with asyncio.TaskGroup() as tasks:
+                await self._work(memory, outbox, tasks)
+
+    async def _lock(self) -> IO[bytes]:
+        """Wait until no other agent of this node is left: during an update two may overlap."""
+        while (file := await asyncio.to_thread(checkpoint.lock, self._settings.checkpoint)) is None:
+            _log.info("Another agent of node %s still holds %s.", self._node, self._settings.checkpoint)
+            await self._clock.sleep(_LOCK_PAUSE)
+        return file
+
+    async def _remember(self) -> Memory:
+        """What disk and hardware tell."""
+        boot_id = await self._gpus.boot_id()
+        saved = await asyncio.to_thread(checkpoint.read, self._settings.checkpoint)
+        situation = checkpoint.situation_of(saved)
+        if saved.boot_id != boot_id:
+            situation = known.rebooted(situation)
+        situation = known.listed(situation, await self._gpus.list())
+        return Memory(self._settings.checkpoint, boot_id, situation)
+
+    async def _persist(self, call: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call until the API server has answered: without it there is nothing to do."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(KubeError),
+            wait=wait_exponential_jitter(initial=0.1, max=_LONGEST_PAUSE, jitter=0.1),
+            sleep=self._clock.sleep,
+            before_sleep=before_sleep_log(_log, logging.WARNING),
+        )
+        return await retrying(call, *args, **kwargs)
+
+    async def _work(self, memory: Memory, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
+        """Start everything; the order matters: nothing is taken away before the spec was read."""
+        lanes = Lanes(memory, self._gpus, self._clock, self._settings, tasks)
+        await self._look(memory, lanes)
+        tasks.create_task(heartbeat.beat(self._client, outbox.home.owner, self._clock, self._settings))
+        await self._watch(memory, outbox, tasks)
+        tasks.create_task(outbox.run())
+        tasks.create_task(self._observe(memory, lanes))
+        tasks.create_task(self._stay_home(outbox))
+        plugin = Plugin(self._node, self._client, memory, self._settings)
+        registrar = Registration(self._settings.dra_socket, outbox.slice_lost)
+        async with serving(plugin, registrar, self._settings):
+            await self._cycle(memory, lanes, outbox)
+
+    # ----------------------------------------------------------------------------------------------------- the cycle
+
+    async def _cycle(self, memory: Memory, lanes: Lanes, outbox: Outbox) -> None:
+        while True:
+            memory.learn(settled(memory.situation))
+            for gpu in steps.gpus_of(memory.situation):
+                lanes.start(gpu)
+            outbox.wake()
+            await memory.changed.wait()
+            memory.changed.clear()
+
+    # ----------------------------------------------------------------------------------------------------- observing
+
+    async def _observe(self, memory: Memory, lanes: Lanes) -> None:
+        """Look now and then though nothing happened: GPUs fail, and other hands destroy instances."""
+        while True:
+            await self._clock.sleep(self._settings.observe_seconds)
+            try:
+                gpus = await self._gpus.list()
+            except GpuError as error:
+                _log.warning("The GPUs of node %s could not be listed: %s", self._node, error)
+                continue
+            memory.update(lambda now, gpus=gpus: known.listed(now, gpus))  # type: ignore[misc]
+            await self._look(memory, lanes)
+
+    async def _look(self, memory: Memory, lanes: Lanes) -> None:
+        partitioned = [gpu.uuid for gpu in memory.situation.gpus.values() if gpu.mode is GpuMode.MIG]
+        await asyncio.gather(*(lanes.look(gpu) for gpu in partitioned))
+
+    async def _watch(self, memory: Memory, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
+        """Keep the spec in the situation, and notice when GpuNode or slice vanish; returns with the first spec."""
+        specs = Reflector(
+            self._client,
+            GPU_NODES,
+            _SpecView,
+            lambda view: view.metadata.name,
+            field_selector=f"metadata.name={self._node}",
+            on_item=lambda old, new: self._gpu_node_changed(old, new, memory, outbox, tasks),
+        )
+        slices = Reflector(
+            self._client,
+            RESOURCE_SLICES,
+            _SliceView,
+            lambda view: view.metadata.name,
+            field_selector=f"metadata.name={slice_name(self._node)}",
+            on_item=lambda _, new: None if new else outbox.slice_lost(),
+        )
+        tasks.create_task(specs.run())
+        tasks.create_task(slices.run())
+        await specs.synced()
+
+    def _gpu_node_changed(
+        self, old: _SpecView | None, new: _SpecView | None, memory: Memory, outbox: Outbox, tasks: asyncio.TaskGroup
+    ) -> None:
+        if new is None:
+            # What was wanted stays wanted until there is a spec that says otherwise.
+            tasks.create_task(self._gpu_node_anew())
+            return
+        if old is None or old.metadata.uid != new.metadata.uid:
+            outbox.check_status(new.metadata.uid)
+        try:
+            spec = GpuNodeSpec.model_validate(new.spec)
+        except ValidationError as error:
+            _log.error("The spec of GpuNode %s is not understood and is left aside: %s", self._node, error)
+            return
+        memory.update(lambda now: known.specified(now, spec.slots, new.metadata.generation))
+
+    async def _gpu_node_anew(self) -> None:
+        here = await self._persist(home.read, self._client, self._node)
+        await self._persist(home.ensure_gpu_node, self._client, here.owner)
+
+    async def _stay_home(self, outbox: Outbox) -> None:
+        """Read the Node now and then: its annotation may change, and a Node made anew owns nothing of ours yet."""
+        while True:
+            await self._clock.sleep(self._settings.node_seconds)
+            try:
+                here: Home = await home.read(self._client, self._node)
+            except (KubeError, ValueError) as error:
+                _log.warning("Node %s could not be read: %s", self._node, error)
+                continue
+            if here != outbox.home:
+                outbox.home = here
+                outbox.wake()
+
+
+def settled(situation: Situation) -> Situation:
+    """The situation after every step that changes nothing outside the agent's memory."""
+    while True:
+        before = situation
+        for step in steps.diff(situation):
+            if isinstance(step, steps.Bookkeeping):
+                situation = noted(situation, step)
+        if situation is before:
+            return situation
+
+
+def noted(situation: Situation, step: steps.Bookkeeping) -> Situation:
+    """The situation after one such step."""
+    match step:
+        case steps.Accept(slot=slot):
+            return known.accepted(situation, slot)
+        case steps.Drain(device=device):
+            return known.drained(situation, device)
+        case steps.Await(device=device, state=state, message=message):
+            return known.waiting(situation, device, state, message)
+        case steps.Fail(device=device, message=message):
+            return known.failed(situation, device, message)
+        case steps.Remake(device=device):
+            return known.undone(situation, device)
+        case steps.Forget(device=device):
+            return known.forgotten(situation, device)
+        case _:
+            assert_never(step)

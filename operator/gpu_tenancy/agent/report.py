@@ -1,0 +1,213 @@
+"""What the agent says about its node: GpuNode.status and the ResourceSlice, as pure functions of the situation.
+
+Writing them is the outbox's. Each fact is said in one place only: here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from gpu_tenancy.agent.gpus import GpuFacts, Instance
+from gpu_tenancy.agent.situation import Held, Situation, instance_of
+from gpu_tenancy.agent.steps import foreign, intrusion
+from gpu_tenancy.api.base import ConditionStatus, HolderKind
+from gpu_tenancy.api.names import ATTRIBUTE_HOLDER, DRIVER
+from gpu_tenancy.api.node import (
+    Gpu,
+    GpuMode,
+    GpuNodeStatus,
+    NodeCondition,
+    NodeConditionType,
+    NodeReason,
+    ObservedSlot,
+    SlotState,
+)
+
+MESSAGE_LIMIT: Final = 512
+"""Characters of a GPU's or slot's message that the API takes."""
+CONDITION_LIMIT: Final = 1024
+"""Characters of a condition's message that the API takes."""
+
+
+def status(
+    situation: Situation, boot_id: str, declared: frozenset[int], before: GpuNodeStatus | None, now: datetime
+) -> GpuNodeStatus:
+    """GpuNode.status.
+
+    `declared` are the indices of the GPUs that the Node says are in MIG mode; `before` is the last status, whose
+    transition time lives on while the condition does not flip.
+    """
+    gpus = [_gpu(situation, facts, declared) for facts in sorted(situation.gpus.values(), key=lambda gpu: gpu.index)]
+    slots = [_slot(situation.held[device]) for device in sorted(situation.held)]
+    return GpuNodeStatus(
+        observed_generation=situation.generation or None,
+        boot_id=boot_id,
+        gpus=gpus,
+        slots=slots,
+        conditions=[_ready(gpus, slots, situation.generation, before, now)],
+    )
+
+
+def _gpu(situation: Situation, facts: GpuFacts, declared: frozenset[int]) -> Gpu:
+    trouble = gpu_trouble(situation, facts, declared)
+    return Gpu(
+        index=facts.index,
+        uuid=facts.uuid,
+        model=facts.model,
+        memory_mib=facts.memory_mib,
+        pci_bus_id=facts.pci_bus_id,
+        mode=facts.mode,
+        healthy=trouble is None,
+        message=(trouble or "")[:MESSAGE_LIMIT],
+    )
+
+
+def gpu_trouble(situation: Situation, facts: GpuFacts, declared: frozenset[int]) -> str | None:
+    """Why nothing new is to be planned on the GPU, as a sentence naming the remedy; None where it is sound."""
+    if not facts.healthy:
+        return facts.message
+    wanted = GpuMode.MIG if facts.index in declared else GpuMode.WHOLE
+    if facts.mode is not wanted:
+        switch = "1" if wanted is GpuMode.MIG else "0"
+        return (
+            f"GPU {facts.index} is in mode {facts.mode}, the Node declares {wanted}: drain the node and run "
+            f"nvidia-smi -i {facts.index} -mig {switch}, then reset the GPU or reboot; or correct the annotation"
+        )
+    return next((intrusion(facts, instance) for instance in foreign(situation, facts.uuid)), None)
+
+
+def _slot(held: Held) -> ObservedSlot:
+    slot = held.slot
+    return ObservedSlot(
+        device=slot.device,
+        gpu=slot.gpu,
+        profile=slot.profile,
+        start=slot.start,
+        holder=slot.holder,
+        state=held.state,
+        uuid=held.uuid,
+        ready_at=held.ready_at if held.state in {SlotState.READY, SlotState.DRAINING} else None,
+        message=held.message[:MESSAGE_LIMIT],
+    )
+
+
+def _ready(
+    gpus: list[Gpu], slots: list[ObservedSlot], generation: int, before: GpuNodeStatus | None, now: datetime
+) -> NodeCondition:
+    truth, reason, message = _verdict(gpus, slots)
+    known = before.conditions[0] if before and before.conditions else None
+    return NodeCondition(
+        type=NodeConditionType.READY,
+        status=truth,
+        reason=reason,
+        message=message[:CONDITION_LIMIT],
+        last_transition_time=known.last_transition_time if known and known.status is truth else now,
+        observed_generation=generation,
+    )
+
+
+def _verdict(gpus: list[Gpu], slots: list[ObservedSlot]) -> tuple[ConditionStatus, NodeReason, str]:
+    if not gpus:
+        return ConditionStatus.FALSE, NodeReason.NO_GPUS, "the driver lists no GPU on this node"
+    faults = [one.message for one in gpus if not one.healthy]
+    faults += [f"{one.device}: {one.message}" for one in slots if one.state is SlotState.FAILED]
+    if faults:
+        return ConditionStatus.FALSE, NodeReason.DEVICE_FAILED, "; ".join(dict.fromkeys(faults))
+    preparing = sum(one.state is SlotState.PREPARING for one in slots)
+    draining = sum(one.state is SlotState.DRAINING for one in slots)
+    if preparing or draining:
+        message = f"{preparing} devices are being made, {draining} are being taken away"
+        return ConditionStatus.FALSE, NodeReason.WORKING, message
+    return ConditionStatus.TRUE, NodeReason.READY, f"{len(slots)} devices on {len(gpus)} GPUs are as specified"
+
+
+def is_awaited(old: GpuNodeStatus | None, new: GpuNodeStatus) -> bool:
+    """Whether somebody waits for this change of status, so that it is written at once.
+
+    That a device is ready or failed, and everything about a lease that ends, is; that one waits, is being made, or is
+    taken from a miner (whose pod the operator stops without asking) can travel with the next write.
+    """
+    if old is None or old.gpus != new.gpus or old.boot_id != new.boot_id:
+        return True
+    known = {slot.device: (slot.state, slot.ready_at) for slot in old.slots}
+    now = {slot.device: (slot.state, slot.ready_at) for slot in new.slots}
+    return any(
+        known.get(slot.device) != now.get(slot.device) and _matters(slot, now) for slot in (*old.slots, *new.slots)
+    )
+
+
+def _matters(slot: ObservedSlot, now: Mapping[str, tuple[SlotState, datetime | None]]) -> bool:
+    state, _ = now.get(slot.device, (None, None))
+    if state in {SlotState.READY, SlotState.FAILED}:
+        return True
+    return slot.holder.kind is HolderKind.GPU_LEASE and state is not SlotState.PREPARING
+
+
+# ------------------------------------------------------------------------------------------------- the ResourceSlice
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The Node that the agent's objects belong to."""
+
+    name: str
+    """Its name."""
+    uid: str
+    """Its UID."""
+
+    def reference(self) -> dict[str, Any]:
+        """As an owner reference: when the Node goes, so do they."""
+        return {"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": self.uid, "controller": True}
+
+
+def slice_name(node: str) -> str:
+    """Name of the node's one ResourceSlice."""
+    return f"{node}-{DRIVER}"
+
+
+def resource_slice(owner: Owner, devices: list[dict[str, Any]], generation: int) -> dict[str, Any]:
+    """The node's one ResourceSlice: a pool named as the node."""
+    return {
+        "metadata": {"name": slice_name(owner.name), "ownerReferences": [owner.reference()]},
+        "spec": {
+            "driver": DRIVER,
+            "nodeName": owner.name,
+            "pool": {"name": owner.name, "generation": generation, "resourceSliceCount": 1},
+            "devices": devices,
+        },
+    }
+
+
+def slice_devices(situation: Situation, held: Iterable[Held]) -> list[dict[str, Any]]:
+    """Devices of a ResourceSlice, in the given order."""
+    return [_device(situation.gpus[one.slot.gpu], one, instance_of(situation, one)) for one in held]
+
+
+def _device(gpu: GpuFacts, held: Held, instance: Instance | None) -> dict[str, Any]:
+    slot = held.slot
+    shape: GpuFacts | Instance = gpu if instance is None else instance
+    texts = {
+        "uuid": held.uuid,
+        "parentUuid": slot.gpu,
+        "model": gpu.model,
+        "profile": slot.profile,
+        ATTRIBUTE_HOLDER: slot.holder.uid,
+        "resource.kubernetes.io/pciBusID": gpu.pci_bus_id,
+    }
+    attributes: dict[str, Any] = {name: {"string": text} for name, text in texts.items() if text}
+    return {
+        "name": slot.device,
+        "attributes": attributes | {"start": {"int": slot.start}},
+        "capacity": {
+            "memory": {"value": _quantity(shape.memory_mib)},
+            "multiprocessors": {"value": str(shape.multiprocessors)},
+        },
+    }
+
+
+def _quantity(mib: int) -> str:
+    """Memory as the API server writes it back (80Gi, not 81920Mi), so that what stands there can be compared."""
+    return f"{mib // 1024}Gi" if mib % 1024 == 0 else f"{mib}Mi"

@@ -1,0 +1,128 @@
+"""What becomes of leases that are not placed in this plan: they run on, end, or leave. Pure.
+
+An Outlook is everything that the plan found out about one lease; its status and its writes follow from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from gpu_tenancy.api.lease import Reason
+from gpu_tenancy.api.node import SlotState
+from gpu_tenancy.core import ledger
+from gpu_tenancy.core.actions import CloseRecord, Outlook
+from gpu_tenancy.core.snapshot import JobFacts, RecordFacts
+from gpu_tenancy.core.stock import Held, Stock, unreachable
+from gpu_tenancy.core.terms import Ending, billed_seconds, current_job, expiry
+
+
+def outlook(stock: Stock, now: datetime) -> Outlook:
+    """What becomes of a lease that keeps its devices or has no claim to any."""
+    lease = stock.lease
+    base = Outlook(
+        lease,
+        stock.term.duration,
+        extension_refusal=stock.term.refusal,
+        attempt=lease.status.attempt,
+        price=lease.status.price,
+        ready_devices=len(stock.held) - len(stock.pending),
+        over=stock.over,
+        lost=stock.lost,
+    )
+    if stock.keeps or lease.open_record is not None:
+        return _holding(base, stock, now)
+    return _leaving(base, stock, now)
+
+
+def unfinished(job: JobFacts) -> bool:
+    """The Job may still run pods and nobody has told it to go."""
+    return not job.finished and not job.deleting
+
+
+def _holding(base: Outlook, stock: Stock, now: datetime) -> Outlook:
+    """A lease that holds devices: its segment opens, goes on or closes."""
+    lease, end = stock.lease, stock.ending
+    base = replace(base, nodes=_names(stock.held), silent=_silent(stock.held, now))
+    if record := lease.open_record:
+        if end is None:
+            return replace(base, expires_at=expiry(lease, stock.term))
+        return replace(base, closed=_close(record, lease.uid, end), end_message=end.message)
+    if waiting := _waiting(stock):
+        return replace(base, waiting=waiting, waiting_reason=_waiting_reason(stock))
+    return _opening(base, stock, now)
+
+
+def _opening(base: Outlook, stock: Stock, now: datetime) -> Outlook:
+    """Every device is ready: billing begins. A lease that is over already is so once the segment is closed again."""
+    lease, base = stock.lease, replace(base, over=False)
+    reports = [report for node, slot in stock.held if (report := stock.report(node, slot)) is not None]
+    ready_at = [report.ready_at for report in reports if report.ready_at is not None]
+    start = ledger.segment_start(stock.held, ready_at, lease, now)
+    opened = ledger.segment(lease, stock.held, start)
+    if stock.term.length is None:
+        return replace(base, opened=opened)
+    left = stock.term.length - timedelta(seconds=billed_seconds(lease.records))
+    return replace(base, opened=opened, expires_at=start + left)
+
+
+def _waiting(stock: Stock) -> str:
+    """What a placed lease still waits for, as a sentence; empty when its seconds may be billed."""
+    if pending := stock.pending:
+        node, slot = pending[0]
+        report = stock.report(node, slot)
+        reason = f": {report.message}" if report and report.message else ""
+        ready = len(stock.held) - len(pending)
+        return (
+            f"{ready} of {len(stock.held)} devices are ready; {slot.device} on {node.name} is being prepared{reason}."
+        )
+    if stock.lease.template is not None and current_job(stock.lease) is None:
+        return "The Job is being created."
+    return ""
+
+
+def _waiting_reason(stock: Stock) -> Reason:
+    reports = (stock.report(node, slot) for node, slot in stock.pending)
+    failed = any(report is not None and report.state is SlotState.FAILED for report in reports)
+    return Reason.DEVICE_FAILED if failed else Reason.PREPARING
+
+
+def _leaving(base: Outlook, stock: Stock, now: datetime) -> Outlook:
+    """A lease that is over, suspended or loses its namespace: settled once nothing of it is left."""
+    end, status = stock.ending, stock.lease.status
+    draining = _draining(stock, now)
+    message = end.message if end else (status.ended.message if status.ended else "")
+    ends = "Its namespace is being deleted." if stock.lease.namespace_ends else ""
+    return replace(base, draining=draining, settled=base.over and not draining, end_message=message, waiting=ends)
+
+
+def _draining(stock: Stock, now: datetime) -> str:
+    """What of a lease is still there after its end, as a sentence; a silent agent cannot hold up settlement: it will
+    not give the GPU to anybody else before it is empty."""
+    lease = stock.lease
+    if stock.held:
+        return f"{_devices(len(stock.held))} being withdrawn."
+    left = [report for node, report in stock.seen.values() if not unreachable(node, now)]
+    if left:
+        reason = f" ({left[0].message})" if left[0].message else ""
+        return f"{_devices(len(left))} waiting for pods to stop{reason}."
+    if not lease.namespace_ends and (lease.claim_template or any(unfinished(job) for job in lease.jobs)):
+        return "Its claim template and Job are being deleted."
+    return ""
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{' is' if count == 1 else 's are'}"
+
+
+def _close(record: RecordFacts, uid: str, end: Ending) -> CloseRecord:
+    billable_to, seconds = ledger.segment_end(record, end.at)
+    return CloseRecord(record, uid, billable_to, seconds, end.reason)
+
+
+def _names(held: Held) -> tuple[str, ...]:
+    return tuple(sorted({node.name for node, _ in held}))
+
+
+def _silent(held: Held, now: datetime) -> str:
+    return next((objection for node, _ in held if (objection := unreachable(node, now))), "")

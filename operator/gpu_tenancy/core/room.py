@@ -1,0 +1,147 @@
+"""How many pods of a kind the cluster can hold, empty or as it is, and the sentences for those it cannot. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from gpu_tenancy.api.lease import Reason
+from gpu_tenancy.core.actions import Refusal
+from gpu_tenancy.core.amounts import Amount, cores, gibibytes
+from gpu_tenancy.core.world import GpuBook, NodeBook, Want, World
+from gpu_tenancy.mig.layout import highest_start
+from gpu_tenancy.mig.profiles import FULL, of_model
+
+REMEDY: Final = "Change the lease or add nodes."
+NAMED: Final = 3
+"""Nodes that a sentence names; of more it gives the number."""
+
+
+def impossible(want: Want, world: World) -> Refusal | None:
+    """Refusal of a want that no empty cluster of these nodes could hold, naming the first thing that is too small."""
+    nodes = list(world.nodes.values())
+    if not any(node.gpus for node in nodes):
+        return Refusal(Reason.QUEUED, "no agent has reported a GPU yet.")
+    hosts = [node for node in nodes if _seats(node, want)]
+    seats = sum(_seats(node, want) for node in hosts)
+    if seats < want.pods:
+        return _never(_too_few_gpus(want, nodes, seats))
+    willing = [node for node in hosts if not _lasting_objection(node, want)]
+    fitting = sum(min(_seats(node, want), _times(node.facts.allocatable, want.needs.amount)) for node in willing)
+    if fitting < want.pods:
+        return _never(_too_little_else(want, hosts, willing, fitting))
+    return None
+
+
+def no_room(want: Want, world: World) -> str:
+    """Why a possible lease finds no place now: what it needs and how much of that is there."""
+    usable = [node for node in world.nodes.values() if not node.objection]
+    left_out = _left_out(world)
+    seats = sum(_free_seats(node, want, world) for node in usable)
+    if want.profile != FULL:
+        needs = f"needs {want.pods} free {want.profile} ({want.model}), {_each(want)}"
+        return f"{needs}; there is room for {seats} beside the leases that run{left_out}"
+    best = max((_free_wholes(node, want) for node in usable), default=0)
+    if best < want.count:
+        needs = f"needs {want.count} free GPUs ({want.model}) on one node"
+        return f"{needs}; the best node has {best} beside the leases that run{left_out}"
+    needs = f"needs room for {_pods(want.pods)} with {want.count} free GPUs ({want.model}), {_each(want)}"
+    return f"{needs}; there is room for {seats} beside the leases that run{left_out}"
+
+
+def _too_few_gpus(want: Want, nodes: Sequence[NodeBook], seats: int) -> str:
+    model = f" ({want.model})" if want.model else ""
+    if want.profile != FULL:
+        mig = sum(_serves(book, want) for node in nodes for book in node.gpus.values())
+        return (
+            f"needs {want.pods} × {want.profile}{model}; the {mig} GPUs in MIG mode that have it hold {seats} at most"
+        )
+    largest = max(sum(_serves(book, want) for book in node.gpus.values()) for node in nodes)
+    if largest < want.count:
+        return f"needs {want.count} whole GPUs{model} on one node; the largest node has {largest}"
+    needs = f"needs {want.count} whole GPUs{model} on one node for each of {_pods(want.pods)}"
+    return f"{needs}; all nodes together hold {_pods(seats)} of that kind"
+
+
+def _too_little_else(want: Want, hosts: Sequence[NodeBook], willing: Sequence[NodeBook], fitting: int) -> str:
+    if not willing:
+        objections = [f"{node.facts.name}: {_lasting_objection(node, want)}" for node in hosts]
+        return f"the pods may not run on the nodes that have the GPUs ({_some(objections)})"
+    largest = max((node.facts.allocatable for node in willing), key=lambda amount: (amount.cpu_milli, amount.memory))
+    if not fitting:
+        return f"each pod needs {want.needs.amount.shortage(largest)} on the largest GPU node"
+    return f"needs room for {_pods(want.pods)}, {_each(want)}; all nodes together have room for {fitting}"
+
+
+def _never(message: str) -> Refusal:
+    return Refusal(Reason.IMPOSSIBLE, f"{message[0].upper()}{message[1:]}. {REMEDY}", final=True)
+
+
+def _lasting_objection(node: NodeBook, want: Want) -> str:
+    """Why the pods may never run on the node; taints that only say how the node is right now do not count."""
+    facts = node.facts
+    lasting = (taint for taint in facts.taints if not taint.transitory)
+    return want.needs.objection(facts.name, facts.labels, lasting)
+
+
+def _left_out(world: World) -> str:
+    objections = [node.objection for node in world.nodes.values() if node.objection]
+    return f" (left out: {_some(objections)})" if objections else ""
+
+
+def _some(sentences: Sequence[str]) -> str:
+    more = len(sentences) - NAMED
+    return "; ".join(sentences[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _serves(book: GpuBook, want: Want) -> bool:
+    if want.model != book.gpu.model:
+        return False
+    return not book.mig if want.profile == FULL else book.mig and want.profile in of_model(book.gpu.model)
+
+
+def _seats(node: NodeBook, want: Want) -> int:
+    """Pods that the node's GPUs could serve if nothing else were on them."""
+    serving = [book for book in node.gpus.values() if _serves(book, want)]
+    if want.profile == FULL:
+        return len(serving) // want.count
+    return sum(_slices_free(book, want, 0) for book in serving)
+
+
+def _free_wholes(node: NodeBook, want: Want) -> int:
+    return sum(1 for book in node.gpus.values() if _serves(book, want) and not book.hard and book.gpu.healthy)
+
+
+def _free_seats(node: NodeBook, want: Want, world: World) -> int:
+    """Pods that the node could take beside its leases, its miners gone."""
+    if not world.allows(node, want.needs):
+        return 0
+    if want.profile == FULL:
+        seats = _free_wholes(node, want) // want.count
+    else:
+        serving = [book for book in node.gpus.values() if _serves(book, want) and book.gpu.healthy]
+        seats = sum(_slices_free(book, want, book.hard) for book in serving)
+    return min(seats, _times(node.free, want.needs.amount))
+
+
+def _slices_free(book: GpuBook, want: Want, occupied: int) -> int:
+    count, shape = 0, of_model(book.gpu.model)[want.profile]
+    while (start := highest_start(book.gpu.model, want.profile, occupied)) is not None:
+        occupied |= shape.mask(start)
+        count += 1
+    return count
+
+
+def _times(free: Amount, each: Amount) -> int:
+    """How many times `each` fits into `free`."""
+    pairs = ((free.cpu_milli, each.cpu_milli), (free.memory, each.memory), (free.pods, each.pods))
+    return max(0, min((have // one for have, one in pairs if one), default=1))
+
+
+def _pods(count: int) -> str:
+    return f"{count} pod{'' if count == 1 else 's'}"
+
+
+def _each(want: Want) -> str:
+    amount = want.needs.amount
+    return f"{cores(amount.cpu_milli)} CPU and {gibibytes(amount.memory)} memory each"

@@ -1,0 +1,151 @@
+"""What every lease holds and is owed, found out before anything is placed. Pure.
+
+Every lease of a snapshot becomes one Stock: its devices as promised (GpuNode.spec) and as reported (GpuNode.status), its
+term, the fact that ends it if there is one, and whether its devices stay where they are, or it is to be placed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpu_tenancy.api.base import HolderKind
+from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
+from gpu_tenancy.core.ordering import in_order
+from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts, Snapshot
+from gpu_tenancy.core.terms import Ending, Term, current_job, ending, is_over, term_of
+
+Held = list[tuple[NodeFacts, Slot]]
+"""Devices with their nodes."""
+
+Seen = dict[tuple[str, str], tuple[NodeFacts, ObservedSlot]]
+"""Devices as agents report them, by names of node and device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What is known about one lease before anything is placed."""
+
+    lease: LeaseFacts
+    term: Term
+    ending: Ending | None
+    held: Held
+    """Its slots in GpuNode.spec."""
+    seen: Seen
+    """Its devices in GpuNode.status, those of former attempts included."""
+    keeps: bool
+    """Its slots stay in this plan."""
+    wants: bool
+    """It is to be placed."""
+    lost: str = ""
+    """Why devices that it is billed for are not there any more, as a sentence."""
+
+    @property
+    def over(self) -> bool:
+        """It has ended, or ends with this plan."""
+        return is_over(self.lease) or (self.ending is not None and self.ending.final)
+
+    @property
+    def pending(self) -> Held:
+        """Devices that are not ready: stored as ready by their agent and seen in the ResourceSlice."""
+        return [(node, slot) for node, slot in self.held if not _is_ready(node, slot, self.seen)]
+
+    def report(self, node: NodeFacts, slot: Slot) -> ObservedSlot | None:
+        """What the agent says about a device."""
+        found = self.seen.get((node.name, slot.device))
+        return found[1] if found else None
+
+
+def take_stock(snapshot: Snapshot, now: datetime) -> list[Stock]:
+    """The stock of every lease, in the order in which they are planned."""
+    held: dict[str, Held] = defaultdict(list)
+    seen: dict[str, Seen] = defaultdict(dict)
+    for node in snapshot.nodes:
+        for slot in node.slots:
+            if slot.holder.kind is HolderKind.GPU_LEASE:
+                held[slot.holder.uid].append((node, slot))
+        for report in node.observed:
+            if report.holder.kind is HolderKind.GPU_LEASE:
+                seen[report.holder.uid][node.name, report.device] = (node, report)
+    nothing: Held = []
+    return [
+        _stock(lease, held.get(lease.uid, nothing), seen.get(lease.uid, {}), now) for lease in in_order(snapshot.leases)
+    ]
+
+
+def unreachable(node: NodeFacts, now: datetime) -> str:
+    """Why nothing can be learnt from the node or done on it, as a clause; empty where it can."""
+    return "" if node.ready and not node.agent_objection(now) else node.objection(now)
+
+
+def _stock(lease: LeaseFacts, held: Held, seen: Seen, now: datetime) -> Stock:
+    term = Term(lease.status.accepted_duration) if lease.invalid else term_of(lease, now)
+    lost = _lost(lease, held, seen)
+    end = ending(lease, term, now, lost=lost)
+    over = is_over(lease) or (end is not None and end.final)
+    if lease.open_record is not None:
+        # Billed seconds end on record before a device is taken away: the slots go in the cycle after that.
+        return Stock(lease, term, end, held, seen, keeps=not lost, wants=False, lost=lost)
+    if _unbilled(lease, held, seen, over):
+        return Stock(lease, term, end, held, seen, keeps=True, wants=False)
+    active = not (over or lease.spec.suspend or lease.namespace_ends)
+    complete = active and len(held) == lease.devices and not _stale(lease, held, now)
+    return Stock(lease, term, end, held, seen, keeps=complete, wants=active and not complete)
+
+
+def _lost(lease: LeaseFacts, held: Held, seen: Seen) -> str:
+    """Which billed devices are no longer promised to the lease, or have broken, as a sentence."""
+    record = lease.open_record
+    if record is None:
+        return ""
+    there = {(node.name, slot.device) for node, slot in held}
+    gone = [device for device in record.spec.devices if (device.node, device.device) not in there]
+    if gone:
+        names = ", ".join(sorted({device.node for device in gone}))
+        return f"{len(gone)} of {len(record.spec.devices)} devices are gone from {names}."
+    return next((fault for node, slot in held if (fault := _fault(node, slot, seen))), "")
+
+
+def _fault(node: NodeFacts, slot: Slot, seen: Seen) -> str:
+    """Why a device cannot serve any more, as its agent says."""
+    gpu = next((gpu for gpu in node.gpus if gpu.uuid == slot.gpu), None)
+    if gpu is not None and not gpu.healthy:
+        return f"GPU {gpu.index} of node {node.name} is not healthy: {gpu.message or 'no reason was given'}."
+    found = seen.get((node.name, slot.device))
+    if found is not None and found[1].state is SlotState.FAILED:
+        return f"Device {slot.device} on {node.name} failed: {found[1].message or 'no reason was given'}."
+    return ""
+
+
+def _unbilled(lease: LeaseFacts, held: Held, seen: Seen, over: bool) -> bool:
+    """A lease whose Job was over before its devices were seen ready: its seconds are recorded first."""
+    job = current_job(lease)
+    if not over or lease.namespace_ends or len(held) != lease.devices or job is None or not job.finished:
+        return False
+    return all(_is_ready(node, slot, seen) for node, slot in held) and not _on_record(lease, held)
+
+
+def _on_record(lease: LeaseFacts, held: Held) -> bool:
+    """A segment was opened for these very devices; their names tell attempts apart."""
+    devices = {(node.name, slot.device) for node, slot in held}
+    return any(devices == {(one.node, one.device) for one in record.spec.devices} for record in lease.records)
+
+
+def _stale(lease: LeaseFacts, held: Held, now: datetime) -> bool:
+    """A placement that is not billed yet and cannot become ready where it is."""
+    for node, slot in held:
+        gpu = next((gpu for gpu in node.gpus if gpu.uuid == slot.gpu), None)
+        if slot.attempt != lease.status.attempt or gpu is None or not gpu.healthy:
+            return True
+        if unreachable(node, now):
+            return True
+    return False
+
+
+def _is_ready(node: NodeFacts, slot: Slot, seen: Seen) -> bool:
+    """Stored as ready by the agent and seen in the ResourceSlice."""
+    if slot.device not in node.published:
+        return False
+    found = seen.get((node.name, slot.device))
+    return found is not None and found[1].ready_at is not None

@@ -1,0 +1,200 @@
+"""The writes that lead from what is to what was decided, apart from the queue's own: records, slots, pods. Pure.
+
+Each function yields the actions of one concern; `planner.plan` puts them in execution order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+
+from gpu_tenancy.api.base import HolderKind
+from gpu_tenancy.api.lease import Reason
+from gpu_tenancy.api.node import Slot, SlotState
+from gpu_tenancy.core import ledger
+from gpu_tenancy.core.actions import (
+    Action,
+    Admit,
+    ArchiveRecord,
+    CloseRecord,
+    CreateClaimTemplate,
+    CreateJob,
+    DeleteClaimTemplate,
+    DeleteJob,
+    DeletePod,
+    OpenRecord,
+    Outlook,
+    PoolOutlook,
+    SetSlots,
+    StartMiner,
+    StopMiner,
+)
+from gpu_tenancy.core.outlooks import unfinished
+from gpu_tenancy.core.snapshot import ClaimFacts, Snapshot
+from gpu_tenancy.core.stock import Stock, unreachable
+
+Slots = Mapping[str, tuple[Slot, ...]]
+"""Wanted devices by name of the node, ordered by name of the device."""
+
+MINER_GRACE_SECONDS = 1
+"""Grace of a miner whose pool is gone and cannot be asked."""
+
+
+# --- the ledger ---------------------------------------------------------------------------------------------------
+
+
+def records(snapshot: Snapshot, outlooks: Iterable[Outlook], now: datetime) -> Iterator[Action]:
+    """Segments that begin, end, or are to be archived."""
+    for outlook in outlooks:
+        if (spec := outlook.opened) is not None:
+            yield OpenRecord(outlook.lease, ledger.record_name(spec.contract, spec.segment), spec)
+        if outlook.closed is not None:
+            yield outlook.closed
+    for record in snapshot.orphans:
+        if record.is_open:
+            end, seconds = ledger.segment_end(record, now)
+            yield CloseRecord(record, "", end, seconds, Reason.DELETED)
+    of_leases = (record for lease in snapshot.leases for record in lease.records)
+    for record in (*of_leases, *snapshot.orphans):
+        if record.deleting and record.finalized and not record.is_open:
+            yield ArchiveRecord(record)
+
+
+# --- promises -----------------------------------------------------------------------------------------------------
+
+
+def promises(snapshot: Snapshot, slots: Slots, outlooks: Iterable[Outlook]) -> Iterator[Action]:
+    """Prices and attempts of the leases placed now, then the devices of every node where they change."""
+    promised: dict[str, set[str]] = defaultdict(set)
+    for outlook in outlooks:
+        if outlook.admitted_now:
+            yield Admit(outlook.lease, outlook.attempt, outlook.price)
+            for name in outlook.nodes:
+                promised[name].add(outlook.lease.uid)
+    for node in snapshot.nodes:
+        if slots[node.name] != tuple(sorted(node.slots, key=_device)):
+            yield SetSlots(node.name, node.generation, slots[node.name], frozenset(promised[node.name]))
+
+
+def _device(slot: Slot) -> str:
+    return slot.device
+
+
+# --- miners -------------------------------------------------------------------------------------------------------
+
+
+def miner_stops(snapshot: Snapshot, slots: Slots) -> Iterator[Action]:
+    """Miners whose device is no longer their pool's, and those that have stopped for good and must be replaced."""
+    grace = {pool.uid: pool.spec.grace_seconds for pool in snapshot.pools}
+    wanted = {(node, slot.device) for node, slot in _mining(slots)}
+    for miner in snapshot.miners:
+        if (miner.finished or (miner.node, miner.device) not in wanted) and not miner.deleting:
+            yield StopMiner(miner, grace.get(miner.pool, MINER_GRACE_SECONDS))
+
+
+def miner_starts(snapshot: Snapshot, slots: Slots) -> Iterator[Action]:
+    """A miner for every device that a pool holds, or the half of it that is missing."""
+    pools = {pool.uid: pool for pool in snapshot.pools if pool.uid not in snapshot.failures}
+    existing = {(miner.node, miner.device): miner for miner in snapshot.miners}
+    for node, slot in _mining(slots):
+        pool = pools.get(slot.holder.uid)
+        if pool is None:
+            continue
+        miner = existing.get((node, slot.device))
+        if miner is None:
+            yield StartMiner(pool, node, slot, missing_claim=True, missing_pod=True)
+        elif not (miner.deleting or miner.finished or (miner.pod_uid and miner.claim_uid)):
+            yield StartMiner(pool, node, slot, not miner.claim_uid, not miner.pod_uid)
+
+
+def pool_outlooks(snapshot: Snapshot, slots: Slots) -> tuple[PoolOutlook, ...]:
+    """How many devices each pool holds, and on how many of them its miner runs."""
+    assigned: dict[str, int] = defaultdict(int)
+    mining: dict[str, int] = defaultdict(int)
+    running = {(miner.node, miner.device) for miner in snapshot.miners if miner.running}
+    for node, slot in _mining(slots):
+        assigned[slot.holder.uid] += 1
+        mining[slot.holder.uid] += (node, slot.device) in running
+    return tuple(PoolOutlook(pool, assigned[pool.uid], mining[pool.uid]) for pool in snapshot.pools)
+
+
+def _mining(slots: Slots) -> Iterator[tuple[str, Slot]]:
+    for node, ones in slots.items():
+        for slot in ones:
+            if slot.holder.kind is HolderKind.MINING_POOL:
+                yield node, slot
+
+
+# --- what runs on a lease -----------------------------------------------------------------------------------------
+
+
+def objects(outlook: Outlook) -> Iterator[Action]:
+    """The claim template and Job of a placed lease, at once: the pods wait in the scheduler's queue."""
+    lease = outlook.lease
+    if not outlook.nodes or outlook.over or outlook.closed or lease.namespace_ends:
+        return
+    if not lease.claim_template:
+        yield CreateClaimTemplate(lease)
+    if lease.template is not None and not any(job.attempt == outlook.attempt for job in lease.jobs):
+        yield CreateJob(lease, outlook.attempt, outlook.nodes)
+
+
+def releases(stock: Stock, now: datetime) -> Iterator[Action]:
+    """Stop what used devices that are no longer the lease's, once they can no longer be scheduled: a pod stopped
+    earlier would be replaced by its controller, and the new one would find the device still there."""
+    if stock.keeps or stock.lease.open_record is not None:
+        yield from _former_jobs(stock)
+        yield from _unpreparable(stock, now)
+    elif not stock.held and not any(_schedulable(stock, device, now) for device in stock.seen):
+        yield from _everything(stock)
+
+
+def _everything(stock: Stock) -> Iterator[Action]:
+    lease = stock.lease
+    if lease.claim_template and not stock.wants and not lease.namespace_ends:
+        yield DeleteClaimTemplate(lease)
+    for job in lease.jobs:
+        if unfinished(job):
+            yield DeleteJob(lease, job.name, job.uid)
+    if any(not job.finished for job in lease.jobs):
+        return  # its pods go with it; whoever is left then is the tenant's own
+    for claim in lease.claims:
+        yield from _users(stock, claim, _why(stock))
+
+
+def _why(stock: Stock) -> str:
+    if stock.wants:
+        return "its lease lost its devices and is placed anew"
+    return "its lease is over" if stock.over else "its lease is suspended"
+
+
+def _former_jobs(stock: Stock) -> Iterator[Action]:
+    """Jobs of earlier placement attempts: their pods would compete for the devices of the present one."""
+    for job in stock.lease.jobs:
+        if job.attempt != stock.lease.status.attempt and unfinished(job):
+            yield DeleteJob(stock.lease, job.name, job.uid)
+
+
+def _unpreparable(stock: Stock, now: datetime) -> Iterator[Action]:
+    """Pods bound to a device of a former attempt in the moment of its withdrawal: kubelet would retry for ever."""
+    current = {(node.name, slot.device) for node, slot in stock.held}
+    for claim in stock.lease.claims:
+        former = [device for device in claim.devices if device not in current]
+        if former and not any(_schedulable(stock, device, now) for device in former):
+            yield from _users(stock, claim, "its devices were taken away")
+
+
+def _users(stock: Stock, claim: ClaimFacts, why: str) -> Iterator[Action]:
+    for pod in claim.users:
+        yield DeletePod(stock.lease, pod, f"Stopped pod {pod.name}: {why}.")
+
+
+def _schedulable(stock: Stock, device: tuple[str, str], now: datetime) -> bool:
+    """A pod could still be sent to the device. An agent that is silent cannot withdraw it; kubelet takes its devices
+    away soon after it."""
+    found = stock.seen.get(device)
+    if found is None or unreachable(found[0], now):
+        return False
+    node, report = found
+    return report.device in node.published or report.state is SlotState.READY

@@ -1,0 +1,329 @@
+"""The life of a lease on a real control plane: real operator, real agents, real scheduler; only the GPUs are simulated.
+
+One world for the module. Every test leaves it as it found it: sixteen miners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from gpu_tenancy.api import names
+from gpu_tenancy.kube import resources
+from tests.cluster.api import MERGE, Object
+from tests.cluster.eventually import eventually
+from tests.cluster.world import World, condition_of, lease, template
+from tests.integration.conftest import Living, mining_world, story
+
+
+@pytest.fixture(scope="module")
+def living_world() -> Iterator[Living]:
+    yield from mining_world()
+
+
+@pytest.fixture
+def world(living_world: Living) -> Iterator[Living]:
+    yield living_world
+    living_world.run(_clear(living_world.world))
+
+
+async def _clear(world: World) -> None:
+    await world.kubectl("delete", "gpul,deployments", "--all", "-n", "team-a", "--wait=false")
+    await world.mining(16)
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _uids(miners: dict[tuple[str, str], Object]) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in miners.values()}
+
+
+async def _patch(world: World, name: str, **spec: object) -> None:
+    path = resources.GPU_LEASES.path("team-a", name)
+    await world.api.patch(path, {"spec": spec}, MERGE)
+
+
+def _deployment(name: str, claim_template: str) -> Object:
+    labels = {"app": name}
+    container = {"name": "main", "image": "registry.invalid/notebook", "resources": {"claims": [{"name": "gpu"}]}}
+    pod = {
+        "containers": [container],
+        "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": claim_template}],
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "team-a"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
+    }
+
+
+async def _pods(world: World, **labels: str) -> list[Object]:
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    return await world.items(resources.PODS, labelSelector=selector)
+
+
+async def _running(world: World, **labels: str) -> list[Object]:
+    return [pod for pod in await _pods(world, **labels) if pod.get("status", {}).get("phase") == "Running"]
+
+
+@story
+async def test_a_lease_takes_exactly_as_many_gpus_from_miners_as_it_needs(world: World) -> None:
+    before = await world.miners()
+    await world.create(lease("train", gpus={"profile": "full", "count": 4}, template=template()))
+    ready = await world.ready("train")
+    after = await world.mining(12)
+    assert _uids(after) < _uids(before)
+    assert len(ready["status"]["nodes"]) == 1
+    pods = await eventually("the Job's pod", lambda: _running(world, **{names.LABEL_LEASE: "train"}))
+    assert pods[0]["spec"]["nodeName"] == ready["status"]["nodes"][0]
+    assert pods[0]["metadata"]["labels"][names.LABEL_ATTEMPT] == "1"
+
+
+@story
+async def test_a_slice_repartitions_one_gpu_and_what_is_left_of_it_mines_on(world: World) -> None:
+    before = await world.miners()
+    await world.create(lease("slice", gpus={"profile": "3g.40gb"}, template=template()))
+    ready = await world.ready("slice")
+    after = await world.mining(16)  # one 7g miner less, one 4g miner more
+    new = set(after) - set(before)
+    assert len(new) == 1
+    assert "4g40gb-0" in new.pop()[1]
+    assert ready["status"]["readyDevices"] == 1
+
+
+@story
+async def test_billing_begins_when_the_last_device_is_ready_and_never_before(world: World) -> None:
+    await world.create(lease("train", gpus={"profile": "full", "count": 2}, template=template()))
+    ready = await world.ready("train")
+    node = await world.get(resources.GPU_NODES, ready["status"]["nodes"][0])
+    assert node is not None
+    uid = ready["metadata"]["uid"]
+    ready_at = max(_time(slot["readyAt"]) for slot in node["status"]["slots"] if slot["holder"]["uid"] == uid)
+    [record] = await world.records("train")
+    start = _time(record["spec"]["billableFrom"])
+    assert timedelta(0) <= start - ready_at < timedelta(seconds=1)
+    assert ready["status"]["billableFrom"] == record["spec"]["billableFrom"]
+    assert "billableTo" not in record["spec"]
+    assert record["spec"]["price"] == {"perHour": "145.00", "currency": "RUB", "book": "list"}
+    assert len(record["spec"]["devices"]) == 2
+
+
+@story
+async def test_a_lease_without_room_waits_with_position_and_numbers_and_then_gets_its_place(world: World) -> None:
+    for name in ("one", "two"):
+        await world.create(lease(name, gpus={"profile": "full", "count": 5}))
+        await world.ready(name)
+    await world.create(lease("third", gpus={"profile": "full", "count": 4}))
+    waiting = await world.condition("third", "Ready", "False", "Queued")
+    assert waiting["status"]["position"] == 1
+    ready = condition_of(waiting, "Ready")
+    assert ready is not None
+    assert "needs 4 free GPUs (A100-SXM4-80GB) on one node; the best node has 2" in ready["message"]
+    await world.create(lease("small", gpus={"profile": "full"}))
+    await world.ready("small")  # who fits goes ahead
+    await world.delete(resources.GPU_LEASES, "one", "team-a")
+    settled = await world.ready("third")
+    assert "position" not in settled["status"]
+
+
+@story
+async def test_a_deployment_uses_a_lease_and_does_not_get_its_gpu_back_after_the_end(world: World) -> None:
+    await world.create(lease("notebook", gpus={"profile": "full"}, term={"duration": "6s", "notice": "2s"}))
+    await world.api.create("/apis/apps/v1/namespaces/team-a/deployments", _deployment("notebook", "notebook"))
+    await world.ready("notebook")
+    [first] = await eventually("the Deployment's pod", lambda: _running(world, app="notebook"))
+    noticed = await world.condition("notebook", "Expired", "False", "NoticeGiven")
+    assert condition_of(noticed, "Ready")["status"] == "True"  # type: ignore[index]
+    ended = await world.settled("notebook")
+    assert ended["status"]["ended"]["reason"] == "Expired"
+    [record] = await world.records("notebook")
+    assert record["spec"]["seconds"] == 6
+    await world.mining(16)
+
+    async def replaced() -> list[Object]:
+        pods = await _pods(world, app="notebook")
+        return [pod for pod in pods if pod["metadata"]["uid"] != first["metadata"]["uid"]]
+
+    [second] = await eventually("the Deployment's next pod", replaced)
+    assert second.get("status", {}).get("phase") == "Pending"
+    assert not await _running(world, app="notebook")
+
+
+@story
+async def test_raising_the_duration_extends_a_running_lease(world: World) -> None:
+    await world.create(lease("train", gpus={"profile": "full"}, term={"duration": "1h", "notice": "1s"}))
+    ready = await world.ready("train")
+    start = _time(ready["status"]["billableFrom"])
+    assert _time(ready["status"]["expiresAt"]) == start + timedelta(hours=1)
+    await _patch(world, "train", term={"duration": "2h"})
+
+    async def extended() -> Object | None:
+        found = await world.get(resources.GPU_LEASES, "train", "team-a")
+        return found if found and found["status"]["acceptedDuration"] == "2h" else None
+
+    later = await eventually("the extension", extended)
+    assert _time(later["status"]["expiresAt"]) == start + timedelta(hours=2)
+
+
+@story
+async def test_a_duration_that_is_already_over_is_refused_and_the_old_one_stays(world: World) -> None:
+    await world.create(lease("train", gpus={"profile": "full"}, term={"duration": "1h", "notice": "1s"}))
+    await world.ready("train")
+    await asyncio.sleep(2.5)
+    await _patch(world, "train", term={"duration": "2s"})
+    refused = await world.condition("train", "Stalled", "True", "ExtensionRefused")
+    assert refused["status"]["acceptedDuration"] == "1h"
+    assert condition_of(refused, "Ready")["status"] == "True"  # type: ignore[index]
+    assert "term.duration 2s was refused" in condition_of(refused, "Stalled")["message"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("exit_code", "reason"), [(0, "Completed"), (1, "Failed")])
+@story
+async def test_a_finished_job_releases_its_lease_and_says_so(world: World, exit_code: int, reason: str) -> None:
+    await world.create(lease("job", gpus={"profile": "full"}, template=template(2, exit_code=exit_code)))
+    await world.ready("job")
+    ended = await world.settled("job")
+    assert ended["status"]["ended"]["reason"] == reason
+    [record] = await world.records("job")
+    assert record["spec"]["reason"] == reason
+    assert record["spec"]["seconds"] in (1, 2, 3)
+    assert names.FINALIZER_SETTLE not in ended["metadata"].get("finalizers", ())
+
+
+@story
+async def test_on_completion_hold_keeps_the_gpus_and_goes_on_billing(world: World) -> None:
+    await world.create(lease("job", gpus={"profile": "full"}, onCompletion="Hold", template=template(0.5)))
+    await world.ready("job")
+
+    async def finished() -> bool:
+        jobs = await world.items(resources.JOBS, labelSelector=f"{names.LABEL_LEASE}=job")
+        return any(one["type"] == "Complete" for job in jobs for one in job["status"].get("conditions", ()))
+
+    await eventually("the Job's completion", finished)
+    await asyncio.sleep(1)
+    [record] = await world.records("job")
+    assert "billableTo" not in record["spec"]
+    assert len(await world.miners()) == 15
+
+
+@story
+async def test_suspension_stops_billing_and_resuming_goes_on_under_the_same_price(world: World) -> None:
+    await world.create(lease("train", gpus={"profile": "full"}, term={"duration": "1h"}, template=template()))
+    first = await world.ready("train")
+    await asyncio.sleep(1.5)
+    await _patch(world, "train", suspend=True)
+    await world.condition("train", "Ready", "False", "Suspended")
+    await world.mining(16)
+    [closed] = await world.records("train")
+    assert closed["spec"]["reason"] == "Suspended"
+    await _patch(world, "train", suspend=False)
+    second = await world.ready("train")
+    assert second["status"]["attempt"] == 2
+    assert second["status"]["price"] == first["status"]["price"]
+    one, two = await world.records("train")
+    assert _time(two["spec"]["billableFrom"]) >= _time(one["spec"]["billableTo"])
+    left = timedelta(hours=1) - timedelta(seconds=one["spec"]["seconds"])
+    assert _time(second["status"]["expiresAt"]) == _time(two["spec"]["billableFrom"]) + left
+
+
+@story
+async def test_deleting_a_lease_bills_up_to_the_deletion_and_then_lets_it_go(world: World) -> None:
+    await world.create(lease("train", gpus={"profile": "full", "count": 2}, template=template()))
+    await world.ready("train")
+    await asyncio.sleep(1.2)
+    asked = datetime.now(UTC)
+    await world.kubectl("delete", "gpul", "train", "-n", "team-a")  # waits for the finalizer
+    [record] = await world.records("train")
+    assert record["spec"]["reason"] == "Deleted"
+    assert abs(_time(record["spec"]["billableTo"]) - asked) <= timedelta(seconds=1)
+    await world.mining(16)
+
+
+@story
+async def test_a_gang_is_placed_on_two_nodes_at_once_and_finds_itself_by_name(world: World) -> None:
+    await world.create(lease("gang", pods=2, gpus={"profile": "full", "count": 5}, template=template()))
+    ready = await world.ready("gang")
+    assert ready["status"]["nodes"] == ["n1", "n2"]
+    pods = await eventually("both pods", lambda: _all_of(world, 2, **{names.LABEL_LEASE: "gang"}))
+    assert {pod["spec"]["nodeName"] for pod in pods} == {"n1", "n2"}
+    service = await world.get(resources.SERVICES, "gang", "team-a")
+    assert service is not None
+    assert service["spec"]["clusterIP"] == "None"
+
+
+async def _all_of(world: World, count: int, **labels: str) -> list[Object]:
+    pods = await _running(world, **labels)
+    return pods if len(pods) == count else []
+
+
+REFUSED = [
+    ({"gpus": {"profile": "full", "count": 8}}, "Impossible", "Needs 8 whole GPUs (A100-SXM4-80GB) on one node; the largest node has 7."),
+    ({"gpus": {"profile": "full", "count": 3}, "pods": 5}, "Impossible", "all nodes together hold 4 such pods"),
+    ({"gpus": {"profile": "full"}, "template": template(cpu="500")}, "Impossible", "Each pod needs 500 CPU (128 there) on the largest GPU node."),
+    ({"gpus": {"profile": "2g.20gb"}}, "NoRate", "PriceBook list has no rate for profile 2g.20gb of model A100-SXM4-80GB"),
+    (
+        {"gpus": {"profile": "full"}, "template": {"spec": {"containers": [{"name": "No_Good", "image": "x"}]}}},
+        "InvalidTemplate",
+        "a lowercase RFC 1123 label must consist of",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "sentence"), REFUSED, ids=[one[1] + str(i) for i, one in enumerate(REFUSED)]
+)
+@story
+async def test_what_can_never_run_is_refused_in_a_sentence_and_not_queued(
+    world: World, spec: Object, reason: str, sentence: str
+) -> None:
+    await world.create(lease("hopeless", **spec))
+    refused = await world.condition("hopeless", "Stalled", "True", reason)
+    assert "position" not in refused["status"]
+    for kind in ("Ready", "Admitted"):
+        found = condition_of(refused, kind)
+        assert found is not None
+        assert (found["status"], found["reason"]) == ("False", reason)
+        assert sentence in found["message"]
+
+
+@story
+async def test_kubectl_shows_and_waits_for_a_lease(world: World) -> None:
+    await world.create(lease("train", gpus={"profile": "full"}, term={"duration": "1h"}))
+    await world.kubectl("wait", "--for=condition=Ready", "gpul/train", "-n", "team-a", "--timeout=60s")
+    header, row = (await world.kubectl("get", "gpul", "train", "-n", "team-a")).strip().splitlines()
+    assert header.split() == ["NAME", "STATE", "GPUS", "PROFILE", "NODES", "EXPIRES", "COST", "AGE"]
+    assert row.split()[:4] == ["train", "Ready", "1", "full"]
+    events = json.loads(await world.kubectl("get", "events", "-n", "team-a", "-o", "json"))
+    about = {one["reason"] for one in events["items"] if one["involvedObject"]["name"] == "train"}
+    assert "Ready" in about
+
+
+@story
+async def test_every_slice_second_is_in_exactly_one_hand(world: World) -> None:
+    async def seconds() -> dict[str, float]:
+        _, text = await world.ask("/metrics")
+        lines = [line for line in text.splitlines() if line.startswith("gpu_tenancy_slice_seconds_total{")]
+        return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+    async def now() -> dict[str, float]:
+        _, text = await world.ask("/metrics")
+        lines = [line for line in text.splitlines() if line.startswith("gpu_tenancy_slices{")]
+        return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+    assert sum((await now()).values()) == 16 * 8
+    before = await seconds()
+    await world.create(lease("train", gpus={"profile": "full", "count": 4}, term={"duration": "2s", "notice": "1s"}))
+    await world.settled("train")
+    [record] = await world.records("train")
+    after = await seconds()
+    leased = after["leased"] - before["leased"]
+    assert record["spec"]["seconds"] == 2
+    # 4 devices × 8 slices × 2 s; the states are looked at in cycles, some milliseconds after each fact
+    assert abs(leased - 4 * 8 * 2) < 4 * 8 * 1.5
