@@ -5,6 +5,7 @@ into its own temporary folder; it knows Kubernetes, but none of gpu-tenancy's ki
 """
 
 import asyncio
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,8 @@ from tests.cluster.processes import Processes, ProgramError
 
 POLL_SECONDS: Final = 0.03
 IN_FLIGHT: Final = 32
+SOCKET_PATH_LIMIT: Final = 107 if sys.platform == "linux" else 103
+SOCKET_ROOM: Final = len("/plugins_registry/gpu-tenancy.dev-reg.sock")
 PLATFORM: Final = {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}
 
 
@@ -125,8 +128,13 @@ class ControlPlane:
         return self._processes.supervisor_pid
 
     def kubelet_root(self, node: str) -> Path:
-        """A kubelet root folder for `node`, with ``plugins`` and ``plugins_registry`` in it."""
+        """A kubelet root folder for `node`, with ``plugins`` and ``plugins_registry`` in it.
+
+        Raises ValueError where the sockets of a plugin could not be bound below it, for the length of the path.
+        """
         root = self.directory / "kubelet" / node
+        if len(str(root)) > SOCKET_PATH_LIMIT - SOCKET_ROOM:
+            raise ValueError(f"{root} is too long for unix sockets; shorten the node's name, or set TMPDIR to /tmp.")
         for folder in ("plugins", "plugins_registry"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         return root
@@ -304,7 +312,7 @@ class ControlPlane:
     async def _until(self, what: str, true: Callable[[], Awaitable[bool]]) -> None:
         deadline = time.monotonic() + self._patience_seconds
         while not await true():
-            self._processes.check_alive()
+            self._processes.check_alive(self.components)
             if time.monotonic() > deadline:
                 logs = "\n".join(f"--- {one}\n{self.log_tail(one, 5)}" for one in sorted(self.components))
                 raise ProgramError(f"waited {self._patience_seconds:.0f} s in vain for {what}.\n{logs}")

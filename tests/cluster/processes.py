@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,8 @@ class _Program:
     pid: int | None = None
     status: int | None = None
     message: str | None = None
+    killed: bool = False
+    """Whether its end was asked for."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -93,6 +95,7 @@ class Processes:
     async def kill(self, name: str) -> None:
         """Kill the program with SIGKILL and wait for its end; no error when it has ended."""
         program = self._programs[name]
+        program.killed = True
         if program.status is None:
             self._ask({"do": "kill", "name": name})
         await self._until(program, lambda: program.status is not None)
@@ -113,10 +116,11 @@ class Processes:
         """The file with the program's output."""
         return self.directory / f"{name}.log"
 
-    def check_alive(self) -> None:
-        """Raises ProgramError, with the last lines of its log, for the first program that has ended by itself."""
-        for name, program in self._programs.items():
-            if program.status is not None:
+    def check_alive(self, names: Iterable[str]) -> None:
+        """Raises ProgramError, with the last lines of its log, for the first of `names` that has ended by itself."""
+        for name in names:
+            program = self._programs.get(name)
+            if program is not None and program.status is not None and not program.killed:
                 raise ProgramError(f"{name} ended with {program.status}; its last lines:\n{self.log_tail(name)}")
 
     def log_tail(self, name: str, lines: int = 15) -> str:

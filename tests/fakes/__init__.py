@@ -1,0 +1,1 @@
+"""Hardware that is not there, behind the same Protocols as the real one."""

@@ -119,6 +119,12 @@ def test_nothing_is_left_after_an_error_in_the_block() -> None:
     assert not [process for process in processes if process.is_running()]
 
 
+def test_a_kubelet_root_too_long_for_sockets_is_refused_with_the_remedy(shared: Shared) -> None:
+    assert (shared.plane.kubelet_root("n1") / "plugins_registry").is_dir()
+    with pytest.raises(ValueError, match="too long for unix sockets; shorten the node's name"):
+        shared.plane.kubelet_root("n" * 63)
+
+
 def test_a_component_that_ends_at_start_is_named_with_its_last_lines() -> None:
     children = {child.pid for child in psutil.Process().children()}
 

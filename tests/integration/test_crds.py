@@ -148,6 +148,11 @@ def test_defaults_are_filled_in_where_nothing_is_said(control_plane_api: ApiServ
     }
 
 
+def test_a_node_without_devices_has_a_spec_that_can_be_replaced(control_plane_api: ApiServer) -> None:
+    body = changed(MANIFESTS["node"], {"spec": None})
+    assert control_plane_api.try_create(body)["spec"] == {}
+
+
 def test_pod_resources_are_not_made_up(control_plane_api: ApiServer) -> None:
     assert "podResources" not in control_plane_api.try_create(MANIFESTS["lease"])["spec"]
 

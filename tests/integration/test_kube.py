@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
+import yaml
 
 from gpu_tenancy.kube.client import KubeClient, Object, RequestInfo
 from gpu_tenancy.kube.errors import AlreadyExists, Conflict, NotFound, Rejected, Transient
@@ -421,13 +423,25 @@ def test_requests_in_flight_while_the_api_server_restarts_fail_as_transient_or_s
     world.run(test)
 
 
-def test_no_key_material_is_left_in_the_temporary_folder(
+def test_no_key_of_an_inline_kubeconfig_is_left_on_disk(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    config = yaml.safe_load(world.plane.kubeconfig.read_text())
+    for entry in (config["clusters"][0]["cluster"], config["users"][0]["user"]):
+        for key in [key for key in entry if key in {"certificate-authority", "client-certificate", "client-key"}]:
+            entry[f"{key}-data"] = b64encode(Path(entry.pop(key)).read_bytes()).decode()
+    inline = tmp_path / "kubeconfig"
+    inline.write_text(yaml.safe_dump(config))
+    assert "client-key-data" in inline.read_text()
 
     async def test(client: KubeClient) -> None:
+        for _ in range(2):  # a second client finds nothing left by the first either
+            async with KubeClient.connect(str(inline)) as other:
+                await other.get(NAMESPACES, NAMESPACE)
+                assert list(temporary.iterdir()) == []
         await client.get(NAMESPACES, NAMESPACE)
 
     world.run(test)
-    assert list(tmp_path.iterdir()) == []

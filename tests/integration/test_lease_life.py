@@ -76,12 +76,12 @@ async def _running(world: World, **labels: str) -> list[Object]:
 @story
 async def test_a_lease_takes_exactly_as_many_gpus_from_miners_as_it_needs(world: World) -> None:
     before = await world.miners()
-    await world.create(lease("train", gpus={"profile": "full", "count": 4}, template=template()))
-    ready = await world.ready("train")
+    await world.create(lease("mine", gpus={"profile": "full", "count": 4}, template=template()))
+    ready = await world.ready("mine")
     after = await world.mining(12)
     assert _uids(after) < _uids(before)
     assert len(ready["status"]["nodes"]) == 1
-    pods = await eventually("the Job's pod", lambda: _running(world, **{names.LABEL_LEASE: "train"}))
+    pods = await eventually("the Job's pod", lambda: _running(world, **{names.LABEL_LEASE: "mine"}))
     assert pods[0]["spec"]["nodeName"] == ready["status"]["nodes"][0]
     assert pods[0]["metadata"]["labels"][names.LABEL_ATTEMPT] == "1"
 
@@ -100,13 +100,13 @@ async def test_a_slice_repartitions_one_gpu_and_what_is_left_of_it_mines_on(worl
 
 @story
 async def test_billing_begins_when_the_last_device_is_ready_and_never_before(world: World) -> None:
-    await world.create(lease("train", gpus={"profile": "full", "count": 2}, template=template()))
-    ready = await world.ready("train")
+    await world.create(lease("billed", gpus={"profile": "full", "count": 2}, template=template()))
+    ready = await world.ready("billed")
     node = await world.get(resources.GPU_NODES, ready["status"]["nodes"][0])
     assert node is not None
     uid = ready["metadata"]["uid"]
     ready_at = max(_time(slot["readyAt"]) for slot in node["status"]["slots"] if slot["holder"]["uid"] == uid)
-    [record] = await world.records("train")
+    [record] = await world.records("billed")
     start = _time(record["spec"]["billableFrom"])
     assert timedelta(0) <= start - ready_at < timedelta(seconds=1)
     assert ready["status"]["billableFrom"] == record["spec"]["billableFrom"]
@@ -158,14 +158,14 @@ async def test_a_deployment_uses_a_lease_and_does_not_get_its_gpu_back_after_the
 
 @story
 async def test_raising_the_duration_extends_a_running_lease(world: World) -> None:
-    await world.create(lease("train", gpus={"profile": "full"}, term={"duration": "1h", "notice": "1s"}))
-    ready = await world.ready("train")
+    await world.create(lease("longer", gpus={"profile": "full"}, term={"duration": "1h", "notice": "1s"}))
+    ready = await world.ready("longer")
     start = _time(ready["status"]["billableFrom"])
     assert _time(ready["status"]["expiresAt"]) == start + timedelta(hours=1)
-    await _patch(world, "train", term={"duration": "2h"})
+    await _patch(world, "longer", term={"duration": "2h"})
 
     async def extended() -> Object | None:
-        found = await world.get(resources.GPU_LEASES, "train", "team-a")
+        found = await world.get(resources.GPU_LEASES, "longer", "team-a")
         return found if found and found["status"]["acceptedDuration"] == "2h" else None
 
     later = await eventually("the extension", extended)
@@ -174,11 +174,11 @@ async def test_raising_the_duration_extends_a_running_lease(world: World) -> Non
 
 @story
 async def test_a_duration_that_is_already_over_is_refused_and_the_old_one_stays(world: World) -> None:
-    await world.create(lease("train", gpus={"profile": "full"}, term={"duration": "1h", "notice": "1s"}))
-    await world.ready("train")
+    await world.create(lease("shorter", gpus={"profile": "full"}, term={"duration": "1h", "notice": "1s"}))
+    await world.ready("shorter")
     await asyncio.sleep(2.5)
-    await _patch(world, "train", term={"duration": "2s"})
-    refused = await world.condition("train", "Stalled", "True", "ExtensionRefused")
+    await _patch(world, "shorter", term={"duration": "2s"})
+    refused = await world.condition("shorter", "Stalled", "True", "ExtensionRefused")
     assert refused["status"]["acceptedDuration"] == "1h"
     assert condition_of(refused, "Ready")["status"] == "True"  # type: ignore[index]
     assert "term.duration 2s was refused" in condition_of(refused, "Stalled")["message"]  # type: ignore[index]
@@ -187,47 +187,53 @@ async def test_a_duration_that_is_already_over_is_refused_and_the_old_one_stays(
 @pytest.mark.parametrize(("exit_code", "reason"), [(0, "Completed"), (1, "Failed")])
 @story
 async def test_a_finished_job_releases_its_lease_and_says_so(world: World, exit_code: int, reason: str) -> None:
-    await world.create(lease("job", gpus={"profile": "full"}, template=template(2, exit_code=exit_code)))
-    await world.ready("job")
-    ended = await world.settled("job")
+    name = reason.lower()
+    await world.create(lease(name, gpus={"profile": "full"}, template=template(2, exit_code=exit_code)))
+    await world.ready(name)
+    ended = await world.settled(name)
     assert ended["status"]["ended"]["reason"] == reason
-    [record] = await world.records("job")
+    [record] = await world.records(name)
     assert record["spec"]["reason"] == reason
     assert record["spec"]["seconds"] in (1, 2, 3)
-    assert names.FINALIZER_SETTLE not in ended["metadata"].get("finalizers", ())
+
+    async def let_go() -> bool:
+        found = await world.get(resources.GPU_LEASES, name, "team-a")
+        return found is not None and not found["metadata"].get("finalizers")
+
+    await eventually("the finalizer to go", let_go)
 
 
 @story
 async def test_on_completion_hold_keeps_the_gpus_and_goes_on_billing(world: World) -> None:
-    await world.create(lease("job", gpus={"profile": "full"}, onCompletion="Hold", template=template(0.5)))
-    await world.ready("job")
+    await world.create(lease("held", gpus={"profile": "full"}, onCompletion="Hold", template=template(0.5)))
+    await world.ready("held")
 
     async def finished() -> bool:
-        jobs = await world.items(resources.JOBS, labelSelector=f"{names.LABEL_LEASE}=job")
+        jobs = await world.items(resources.JOBS, labelSelector=f"{names.LABEL_LEASE}=held")
         return any(one["type"] == "Complete" for job in jobs for one in job["status"].get("conditions", ()))
 
     await eventually("the Job's completion", finished)
     await asyncio.sleep(1)
-    [record] = await world.records("job")
+    [record] = await world.records("held")
     assert "billableTo" not in record["spec"]
     assert len(await world.miners()) == 15
 
 
 @story
 async def test_suspension_stops_billing_and_resuming_goes_on_under_the_same_price(world: World) -> None:
-    await world.create(lease("train", gpus={"profile": "full"}, term={"duration": "1h"}, template=template()))
-    first = await world.ready("train")
+    await world.create(lease("paused", gpus={"profile": "full"}, term={"duration": "1h"}, template=template()))
+    first = await world.ready("paused")
     await asyncio.sleep(1.5)
-    await _patch(world, "train", suspend=True)
-    await world.condition("train", "Ready", "False", "Suspended")
+    await _patch(world, "paused", suspend=True)
+    await world.condition("paused", "Ready", "False", "Suspended")
     await world.mining(16)
-    [closed] = await world.records("train")
+    [closed] = await world.records("paused")
     assert closed["spec"]["reason"] == "Suspended"
-    await _patch(world, "train", suspend=False)
-    second = await world.ready("train")
+    await _patch(world, "paused", suspend=False)
+    second = await world.ready("paused")
     assert second["status"]["attempt"] == 2
     assert second["status"]["price"] == first["status"]["price"]
-    one, two = await world.records("train")
+    one, two = await world.records("paused")
     assert _time(two["spec"]["billableFrom"]) >= _time(one["spec"]["billableTo"])
     left = timedelta(hours=1) - timedelta(seconds=one["spec"]["seconds"])
     assert _time(second["status"]["expiresAt"]) == _time(two["spec"]["billableFrom"]) + left
@@ -235,12 +241,12 @@ async def test_suspension_stops_billing_and_resuming_goes_on_under_the_same_pric
 
 @story
 async def test_deleting_a_lease_bills_up_to_the_deletion_and_then_lets_it_go(world: World) -> None:
-    await world.create(lease("train", gpus={"profile": "full", "count": 2}, template=template()))
-    await world.ready("train")
+    await world.create(lease("deleted", gpus={"profile": "full", "count": 2}, template=template()))
+    await world.ready("deleted")
     await asyncio.sleep(1.2)
     asked = datetime.now(UTC)
-    await world.kubectl("delete", "gpul", "train", "-n", "team-a")  # waits for the finalizer
-    [record] = await world.records("train")
+    await world.kubectl("delete", "gpul", "deleted", "-n", "team-a")  # waits for the finalizer
+    [record] = await world.records("deleted")
     assert record["spec"]["reason"] == "Deleted"
     assert abs(_time(record["spec"]["billableTo"]) - asked) <= timedelta(seconds=1)
     await world.mining(16)
@@ -263,17 +269,19 @@ async def _all_of(world: World, count: int, **labels: str) -> list[Object]:
     return pods if len(pods) == count else []
 
 
+WHOLE = {"profile": "full"}
+UNNAMEABLE = {"spec": {"containers": [{"name": "No_Good", "image": "registry.invalid/x"}]}}
 REFUSED = [
-    ({"gpus": {"profile": "full", "count": 8}}, "Impossible", "Needs 8 whole GPUs (A100-SXM4-80GB) on one node; the largest node has 7."),
-    ({"gpus": {"profile": "full", "count": 3}, "pods": 5}, "Impossible", "all nodes together hold 4 such pods"),
-    ({"gpus": {"profile": "full"}, "template": template(cpu="500")}, "Impossible", "Each pod needs 500 CPU (128 there) on the largest GPU node."),
-    ({"gpus": {"profile": "2g.20gb"}}, "NoRate", "PriceBook list has no rate for profile 2g.20gb of model A100-SXM4-80GB"),
     (
-        {"gpus": {"profile": "full"}, "template": {"spec": {"containers": [{"name": "No_Good", "image": "x"}]}}},
-        "InvalidTemplate",
-        "a lowercase RFC 1123 label must consist of",
+        {"gpus": {**WHOLE, "count": 8}},
+        "Impossible",
+        "Needs 8 whole GPUs (A100-SXM4-80GB) on one node; the largest node has 7.",
     ),
-]  # fmt: skip
+    ({"gpus": {**WHOLE, "count": 3}, "pods": 5}, "Impossible", "all nodes together hold 4 pods of that kind"),
+    ({"gpus": WHOLE, "template": template(cpu="500")}, "Impossible", "Each pod needs 500 CPU (128 there)"),
+    ({"gpus": {"profile": "2g.20gb"}}, "NoRate", "no rate for profile 2g.20gb of model A100-SXM4-80GB"),
+    ({"gpus": WHOLE, "template": UNNAMEABLE}, "InvalidTemplate", "a lowercase RFC 1123 label must consist of"),
+]
 
 
 @pytest.mark.parametrize(
@@ -295,13 +303,13 @@ async def test_what_can_never_run_is_refused_in_a_sentence_and_not_queued(
 
 @story
 async def test_kubectl_shows_and_waits_for_a_lease(world: World) -> None:
-    await world.create(lease("train", gpus={"profile": "full"}, term={"duration": "1h"}))
-    await world.kubectl("wait", "--for=condition=Ready", "gpul/train", "-n", "team-a", "--timeout=60s")
-    header, row = (await world.kubectl("get", "gpul", "train", "-n", "team-a")).strip().splitlines()
+    await world.create(lease("shown", gpus={"profile": "full"}, term={"duration": "1h"}))
+    await world.kubectl("wait", "--for=condition=Ready", "gpul/shown", "-n", "team-a", "--timeout=60s")
+    header, row = (await world.kubectl("get", "gpul", "shown", "-n", "team-a")).strip().splitlines()
     assert header.split() == ["NAME", "STATE", "GPUS", "PROFILE", "NODES", "EXPIRES", "COST", "AGE"]
-    assert row.split()[:4] == ["train", "Ready", "1", "full"]
+    assert row.split()[:4] == ["shown", "Ready", "1", "full"]
     events = json.loads(await world.kubectl("get", "events", "-n", "team-a", "-o", "json"))
-    about = {one["reason"] for one in events["items"] if one["involvedObject"]["name"] == "train"}
+    about = {one["reason"] for one in events["items"] if one["involvedObject"]["name"] == "shown"}
     assert "Ready" in about
 
 
@@ -319,9 +327,9 @@ async def test_every_slice_second_is_in_exactly_one_hand(world: World) -> None:
 
     assert sum((await now()).values()) == 16 * 8
     before = await seconds()
-    await world.create(lease("train", gpus={"profile": "full", "count": 4}, term={"duration": "2s", "notice": "1s"}))
-    await world.settled("train")
-    [record] = await world.records("train")
+    await world.create(lease("counted", gpus={"profile": "full", "count": 4}, term={"duration": "2s", "notice": "1s"}))
+    await world.settled("counted")
+    [record] = await world.records("counted")
     after = await seconds()
     leased = after["leased"] - before["leased"]
     assert record["spec"]["seconds"] == 2

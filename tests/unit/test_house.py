@@ -43,9 +43,9 @@ def test_the_folder_operator_is_no_package_for_it_would_hide_the_standard_librar
     assert not (ROOT / "operator" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("path", [*modules(PRODUCT), *modules(ROOT / "tests")], ids=relative)
-def test_every_module_says_what_it_is_for(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text())), f"{relative(path)} opens without a docstring"
+def test_every_module_says_what_it_is_for() -> None:
+    written = [path for path in (*modules(PRODUCT), *modules(ROOT / "tests")) if path.stat().st_size]
+    assert [relative(path) for path in written if not ast.get_docstring(parsed(path))] == []
 
 
 def test_the_group_is_spelled_out_in_names_only() -> None:

@@ -164,7 +164,7 @@ class Agent:
             except GpuError as error:
                 _log.warning("The GPUs of node %s could not be listed: %s", self._node, error)
                 continue
-            memory.update(lambda now, gpus=gpus: known.listed(now, gpus))  # type: ignore[misc]
+            memory.learn(known.listed(memory.situation, gpus))
             await self._look(memory, lanes)
 
     async def _look(self, memory: Memory, lanes: Lanes) -> None:
@@ -219,7 +219,7 @@ class Agent:
             await self._clock.sleep(self._settings.node_seconds)
             try:
                 here: Home = await home.read(self._client, self._node)
-            except (KubeError, ValueError) as error:
+            except KubeError as error:
                 _log.warning("Node %s could not be read: %s", self._node, error)
                 continue
             if here != outbox.home:

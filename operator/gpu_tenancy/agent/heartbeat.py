@@ -10,7 +10,7 @@ import zlib
 from typing import Any
 
 from gpu_tenancy.agent.clock import Clock
-from gpu_tenancy.agent.report import Owner
+from gpu_tenancy.agent.home import Owner
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.api.base import format_micro_time
 from gpu_tenancy.api.names import LABEL_AGENT, LABEL_NODE

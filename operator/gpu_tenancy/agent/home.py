@@ -6,10 +6,10 @@ Reads the one, creates the other; writes neither a Node nor a spec.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from gpu_tenancy.agent.report import Owner
 from gpu_tenancy.api.names import ANNOTATION_MIG_GPUS, LABEL_NODE
 from gpu_tenancy.kube.client import KubeClient
 from gpu_tenancy.kube.errors import AlreadyExists
@@ -19,29 +19,48 @@ _INDICES: Final = re.compile(r"\s*\d+\s*(,\s*\d+\s*)*")
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """The Node that the agent's objects belong to."""
+
+    name: str
+    """Its name."""
+    uid: str
+    """Its UID."""
+
+    def reference(self) -> dict[str, Any]:
+        """As an owner reference: when the Node goes, so do they."""
+        return {"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": self.uid, "controller": True}
+
+
+@dataclass(frozen=True, slots=True)
 class Home:
     """What the agent needs to know of its Node."""
 
     owner: Owner
     """Name and UID."""
-    mig_gpus: frozenset[int]
+    mig_gpus: frozenset[int] = frozenset()
     """Indices of the GPUs that the Node declares to be in MIG mode."""
+    mistake: str = ""
+    """Why that declaration is not understood, as a sentence; empty where it is."""
 
 
 async def read(client: KubeClient, node: str) -> Home:
-    """The Node as it is now. Raises KubeError; ValueError for an annotation that makes no sense."""
-    metadata = (await client.get(NODES, node))["metadata"]
-    text = metadata.get("annotations", {}).get(ANNOTATION_MIG_GPUS, "")
-    return Home(Owner(node, metadata["uid"]), mig_gpus(text))
+    """The Node as it is now. Raises KubeError."""
+    return home_of((await client.get(NODES, node))["metadata"])
 
 
-def mig_gpus(text: str) -> frozenset[int]:
-    """Indices in the annotation: "6,7". Raises ValueError with the remedy for anything else."""
+def home_of(metadata: Mapping[str, Any]) -> Home:
+    """What the metadata of a Node say: its UID, and GPU indices in an annotation such as "6,7"."""
+    owner = Owner(metadata["name"], metadata["uid"])
+    text = (metadata.get("annotations") or {}).get(ANNOTATION_MIG_GPUS, "")
     if not text.strip():
-        return frozenset()
+        return Home(owner)
     if not _INDICES.fullmatch(text):
-        raise ValueError(f'annotation {ANNOTATION_MIG_GPUS}="{text}" is not understood; write GPU indices, e.g. "6,7"')
-    return frozenset(int(index) for index in text.split(","))
+        mistake = (
+            f'annotation {ANNOTATION_MIG_GPUS}="{text}" of the Node is not understood; write GPU indices, e.g. "6,7"'
+        )
+        return Home(owner, mistake=mistake)
+    return Home(owner, frozenset(int(index) for index in text.split(",")))
 
 
 async def ensure_gpu_node(client: KubeClient, owner: Owner) -> None:

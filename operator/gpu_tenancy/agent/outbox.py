@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from gpu_tenancy.agent import report
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.clock import Clock
-from gpu_tenancy.agent.home import Home
+from gpu_tenancy.agent.home import Home, Owner
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.agent.steps import slice_next
@@ -143,7 +143,7 @@ class Outbox:
     async def _write_status(self) -> None:
         situation = self._memory.situation
         now = self._clock.now()
-        fresh = report.status(situation, self._memory.boot_id, self.home.mig_gpus, self._status, now)
+        fresh = report.status(situation, self._memory.boot_id, self.home, self._status, now)
         if fresh == self._status:
             self._lingers_until = None
         elif report.is_awaited(self._status, fresh) or self._is_late():

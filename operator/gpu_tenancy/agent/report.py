@@ -6,11 +6,11 @@ Writing them is the outbox's. Each fact is said in one place only: here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from gpu_tenancy.agent.gpus import GpuFacts, Instance
+from gpu_tenancy.agent.home import Home, Owner
 from gpu_tenancy.agent.situation import Held, Situation, instance_of
 from gpu_tenancy.agent.steps import foreign, intrusion
 from gpu_tenancy.api.base import ConditionStatus, HolderKind
@@ -33,14 +33,14 @@ CONDITION_LIMIT: Final = 1024
 
 
 def status(
-    situation: Situation, boot_id: str, declared: frozenset[int], before: GpuNodeStatus | None, now: datetime
+    situation: Situation, boot_id: str, here: Home, before: GpuNodeStatus | None, now: datetime
 ) -> GpuNodeStatus:
     """GpuNode.status.
 
-    `declared` are the indices of the GPUs that the Node says are in MIG mode; `before` is the last status, whose
-    transition time lives on while the condition does not flip.
+    `here` is the Node with the declared modes of its GPUs; `before` is the last status, whose transition time lives
+    on while the condition does not flip.
     """
-    gpus = [_gpu(situation, facts, declared) for facts in sorted(situation.gpus.values(), key=lambda gpu: gpu.index)]
+    gpus = [_gpu(situation, facts, here) for facts in sorted(situation.gpus.values(), key=lambda gpu: gpu.index)]
     slots = [_slot(situation.held[device]) for device in sorted(situation.held)]
     return GpuNodeStatus(
         observed_generation=situation.generation or None,
@@ -51,8 +51,8 @@ def status(
     )
 
 
-def _gpu(situation: Situation, facts: GpuFacts, declared: frozenset[int]) -> Gpu:
-    trouble = gpu_trouble(situation, facts, declared)
+def _gpu(situation: Situation, facts: GpuFacts, here: Home) -> Gpu:
+    trouble = gpu_trouble(situation, facts, here)
     return Gpu(
         index=facts.index,
         uuid=facts.uuid,
@@ -65,11 +65,13 @@ def _gpu(situation: Situation, facts: GpuFacts, declared: frozenset[int]) -> Gpu
     )
 
 
-def gpu_trouble(situation: Situation, facts: GpuFacts, declared: frozenset[int]) -> str | None:
+def gpu_trouble(situation: Situation, facts: GpuFacts, here: Home) -> str | None:
     """Why nothing new is to be planned on the GPU, as a sentence naming the remedy; None where it is sound."""
     if not facts.healthy:
         return facts.message
-    wanted = GpuMode.MIG if facts.index in declared else GpuMode.WHOLE
+    if here.mistake:
+        return here.mistake
+    wanted = GpuMode.MIG if facts.index in here.mig_gpus else GpuMode.WHOLE
     if facts.mode is not wanted:
         switch = "1" if wanted is GpuMode.MIG else "0"
         return (
@@ -147,20 +149,6 @@ def _matters(slot: ObservedSlot, now: Mapping[str, tuple[SlotState, datetime | N
 
 
 # ------------------------------------------------------------------------------------------------- the ResourceSlice
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The Node that the agent's objects belong to."""
-
-    name: str
-    """Its name."""
-    uid: str
-    """Its UID."""
-
-    def reference(self) -> dict[str, Any]:
-        """As an owner reference: when the Node goes, so do they."""
-        return {"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": self.uid, "controller": True}
 
 
 def slice_name(node: str) -> str:

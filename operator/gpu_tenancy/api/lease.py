@@ -368,12 +368,13 @@ class GpuLeaseStatus(ApiModel):
 
 
 class GpuLease(ApiModel):
-    """A rental of GPUs, whole or MIG slices, by the second."""
+    """A rental of GPUs, whole or as MIG slices, billed by the second. It becomes a ResourceClaimTemplate of the same name
+    in its namespace: with a template the operator runs a Job on it, without one any pod of the namespace refers to it."""
 
     spec: GpuLeaseSpec
-    """What is rented."""
+    """What is rented, for how long, and optionally what runs on it."""
     status: GpuLeaseStatus | None = None
-    """What became of it."""
+    """What became of it: conditions, price, expiry and cost. Written by the operator only."""
 
 
 KIND: Final = Kind(

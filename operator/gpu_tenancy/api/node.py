@@ -180,9 +180,9 @@ class GpuNode(ApiModel):
     """Wanted and observed devices of one GPU node; named as the Node."""
 
     spec: GpuNodeSpec = GpuNodeSpec()
-    """What should be."""
+    """The devices that should exist, and whose they are. Written by the operator only."""
     status: GpuNodeStatus | None = None
-    """What is."""
+    """The GPUs and devices that exist. Written by the node's agent only."""
 
 
 KIND: Final = Kind(

@@ -132,9 +132,9 @@ class MiningPool(ApiModel):
     """Miners for GPUs that nobody rents; the first to go when somebody does."""
 
     spec: MiningPoolSpec
-    """Which miner, and where."""
+    """Which miner runs on idle GPUs, where, and how it is stopped."""
     status: MiningPoolStatus | None = None
-    """What it mines on."""
+    """What it mines on. Written by the operator only."""
 
 
 KIND: Final = Kind(

@@ -103,12 +103,13 @@ class PriceBookStatus(ApiModel):
 
 
 class PriceBook(ApiModel):
-    """Rates per model and profile."""
+    """What a device costs per hour, by model and profile, from an instant on. Never rewritten: prices change by a new
+    book, and leases already admitted keep the price they were admitted with."""
 
     spec: PriceBookSpec
-    """The rates."""
+    """Currency, rates, and when they begin."""
     status: PriceBookStatus | None = None
-    """Whether they are in effect."""
+    """Whether they are in effect. Written by the operator only."""
 
 
 KIND: Final = Kind(

@@ -106,10 +106,10 @@ class UsageRecordSpec(ApiModel):
 
 
 class UsageRecord(ApiModel):
-    """One billing segment of a lease."""
+    """One billing segment of a lease: the ledger. Written by the operator only; open, then closed once, then final."""
 
     spec: UsageRecordSpec
-    """The segment."""
+    """What was held, by whom, from when to when, at which price."""
 
 
 KIND: Final = Kind(

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from gpu_tenancy.api.base import ApiModel
@@ -94,8 +94,11 @@ class Cycle:
             await asyncio.sleep(self._settings.coalesce_ms / 1000)
             self.dirty.clear()
             try:
-                wake = await self._turn()
-                self._errors = 0
+                wake, smooth = await self._turn()
+                if smooth:
+                    self._errors = 0
+                else:
+                    await self._pause("")
             except KubeError as error:
                 await self._pause(f"Cycle ended by the API server: {error}")
             except Exception:  # noqa: BLE001  (one bad cycle must not end the loop: logged, counted, tried again)
@@ -138,10 +141,11 @@ class Cycle:
                 if wake is not None and self._now() >= wake:
                     return
 
-    async def _turn(self) -> datetime | None:
+    async def _turn(self) -> tuple[datetime | None, bool]:
+        """One cycle: when to run the next one though nothing happens, and whether the API server answered to all."""
         began = time.monotonic()
         self._beat = began
-        await self.views.store.resync(self._client)
+        doubtful_for = await self.views.store.resync(self._client)
         now = self._now()
         snapshot = self._snapshot(now)
         if await self._vetting.check(snapshot.leases):
@@ -163,9 +167,8 @@ class Cycle:
         self._metrics.cycles.observe(time.monotonic() - began)
         if outcome.conflict:
             self.dirty.set()
-        if outcome.transient:
-            await self._pause("")
-        return plan.next_wake
+        wakes = [plan.next_wake, None if doubtful_for is None else now + timedelta(seconds=doubtful_for)]
+        return min((wake for wake in wakes if wake is not None), default=None), not outcome.transient
 
     def _snapshot(self, now: datetime) -> Snapshot:
         failures = {uid: failure for uid, (_, failure) in self._failures.items()}

@@ -1,8 +1,8 @@
 """plan(snapshot, now) -> Plan: the one decision, for the whole cluster, once per cycle.
 
-Reads top-down: what every lease holds and is owed (`take_stock`), what becomes of those that stay or go (`outlook`), who
-is placed where (`_place_queue`), what miners get (`_slots`), and which writes lead there. Pure, total and deterministic;
-"no room" is a Refusal, never an exception. Applying a plan and planning again yields no new actions.
+Reads top-down: what every lease holds and is owed (`take_stock`), what becomes of those that stay or go (`outlook`),
+who is placed where (`_place_queue`), what miners get (`_slots`), and which writes lead there. Pure, total and
+deterministic; "no room" is a Refusal, never an exception. Applying a plan and planning again yields no new actions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from gpu_tenancy.api.base import Holder, HolderKind, parse_duration
 from gpu_tenancy.api.lease import Price, Reason
 from gpu_tenancy.api.node import Slot
-from gpu_tenancy.core import checks, writes
+from gpu_tenancy.core import checks, room, writes
 from gpu_tenancy.core.actions import Action, Outlook, Plan, Refusal, Unbind
 from gpu_tenancy.core.amounts import NOTHING
 from gpu_tenancy.core.checks import Context
@@ -113,7 +113,7 @@ def _place(stock: Stock, context: Context, snapshot: Snapshot, now: datetime) ->
         if seats is not None:
             return _placed(stock, seats, context.pricing.price(model, want.profile), now)
         if want not in context.full:
-            context.full[want] = f"{checks.no_room(want, context.world)}."
+            context.full[want] = f"{room.no_room(want, context.world)}."
         full = full or context.full[want]
     return _refused(stock, Refusal(Reason.QUEUED, full))
 

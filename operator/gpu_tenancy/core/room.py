@@ -22,14 +22,14 @@ def impossible(want: Want, world: World) -> Refusal | None:
     nodes = list(world.nodes.values())
     if not any(node.gpus for node in nodes):
         return Refusal(Reason.QUEUED, "no agent has reported a GPU yet.")
-    hosts = [node for node in nodes if _seats(node, want)]
-    seats = sum(_seats(node, want) for node in hosts)
-    if seats < want.pods:
-        return _never(_too_few_gpus(want, nodes, seats))
-    willing = [node for node in hosts if not _lasting_objection(node, want)]
-    fitting = sum(min(_seats(node, want), _times(node.facts.allocatable, want.needs.amount)) for node in willing)
+    seats = {node: count for node in nodes if (count := _seats(node, want))}
+    total = sum(seats.values())
+    if total < want.pods:
+        return _never(_too_few_gpus(want, nodes, total))
+    willing = [node for node in seats if not _lasting_objection(node, want)]
+    fitting = sum(min(seats[node], _times(node.facts.allocatable, want.needs.amount)) for node in willing)
     if fitting < want.pods:
-        return _never(_too_little_else(want, hosts, willing, fitting))
+        return _never(_too_little_else(want, list(seats), willing, fitting))
     return None
 
 

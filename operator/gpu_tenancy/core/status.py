@@ -150,10 +150,10 @@ def _ready(outlook: Outlook, failure: Failure | None) -> Verdict:
         return FALSE, outlook.refusal.reason, outlook.refusal.message
     if failure is not None:
         return FALSE, Reason(failure.reason), failure.message
-    if outlook.silent:
-        return FALSE, Reason.AGENT_SILENT, f"{outlook.silent}."
     if outlook.lost and not outlook.waiting:
         return FALSE, Reason.NODE_LOST, outlook.lost
+    if outlook.silent:
+        return FALSE, Reason.AGENT_SILENT, f"{outlook.silent[0].upper()}{outlook.silent[1:]}."
     return FALSE, outlook.waiting_reason, outlook.waiting or "The lease is being placed."
 
 

@@ -1,7 +1,7 @@
 """What every lease holds and is owed, found out before anything is placed. Pure.
 
-Every lease of a snapshot becomes one Stock: its devices as promised (GpuNode.spec) and as reported (GpuNode.status), its
-term, the fact that ends it if there is one, and whether its devices stay where they are, or it is to be placed.
+Every lease of a snapshot becomes one Stock: its devices as promised (GpuNode.spec) and as reported (GpuNode.status),
+its term, the fact that ends it if there is one, and whether its devices stay where they are, or it is to be placed.
 """
 
 from __future__ import annotations

@@ -26,6 +26,12 @@ def in_turn(*answers: web.Response) -> Answer:
     return answer
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries without the pauses between them."""
+    monkeypatch.setattr("gpu_tenancy.kube.client._back_off", lambda _: 0.0)
+
+
 async def vanish(request: web.BaseRequest) -> web.StreamResponse:
     """Read the request and break the connection: the client cannot know what became of it."""
     assert request.transport is not None
@@ -33,6 +39,7 @@ async def vanish(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_read_survives_a_server_that_stumbles(tmp_path: Path) -> None:
     async def test(server: FakeServer, client: KubeClient) -> None:
         infos = recorded(client)
@@ -43,6 +50,7 @@ def test_a_read_survives_a_server_that_stumbles(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_that_keeps_failing_is_given_up_with_its_own_sentence(tmp_path: Path) -> None:
     async def test(server: FakeServer, client: KubeClient) -> None:
         server.answer = in_turn(refused(503, "ServiceUnavailable", "etcd is having lunch"))
@@ -53,6 +61,7 @@ def test_a_server_that_keeps_failing_is_given_up_with_its_own_sentence(tmp_path:
     run(tmp_path, test)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_writes_are_repeated_only_where_that_is_safe(tmp_path: Path) -> None:
     async def test(server: FakeServer, client: KubeClient) -> None:
         server.answer = in_turn(refused(500, "InternalError"))
@@ -128,6 +137,7 @@ def test_a_lost_answer_is_transient_and_not_known_to_be_unexecuted(tmp_path: Pat
     run(tmp_path, test)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_nobody_listening_is_transient_and_surely_not_executed(tmp_path: Path) -> None:
     async def test(server: FakeServer, _: KubeClient) -> None:
         with socket.socket() as unused:

@@ -1,0 +1,318 @@
+"""A100s in memory behind the `Gpus` Protocol: their MIG rules, their times, and their ways to fail.
+
+With a state file the hardware outlives the agent's process, as hardware does, and another process may change it (a
+`FakeGpus` on the same file). It also keeps the agent to its word: two calls for one GPU at a time are an error.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from gpu_tenancy.agent.clock import Clock, SystemClock
+from gpu_tenancy.agent.gpus import GpuError, GpuFacts, GpuLost, Instance, InsufficientResources, InUse, Process
+from gpu_tenancy.api.base import ApiModel
+from gpu_tenancy.api.node import GpuMode
+from gpu_tenancy.mig.profiles import Profile, of_model
+
+CREATE_SECONDS: Final[Mapping[int, float]] = {1: 0.16, 2: 0.17, 3: 0.20, 4: 0.21, 7: 0.24}
+"""Time to create an instance, by compute slices."""
+DESTROY_SECONDS: Final[Mapping[int, float]] = {1: 0.20, 2: 0.20, 3: 0.21, 4: 0.21, 7: 0.22}
+"""Time to destroy an instance, by compute slices."""
+MEMORY_MIB: Final[Mapping[str, Mapping[int, int]]] = {
+    "40GB": {1: 4864, 2: 9856, 3: 19968, 4: 19968, 7: 40192},
+    "80GB": {1: 9728, 2: 19968, 3: 40192, 4: 40192, 7: 80640},
+}
+"""Memory of an instance in MiB, by compute slices."""
+TOTAL_MIB: Final[Mapping[str, int]] = {"40GB": 40960, "80GB": 81920}
+MULTIPROCESSORS: Final = 108
+PER_SLICE: Final = 14
+GPU_INSTANCE_IDS: Final[Mapping[int, range]] = {8: range(1), 4: range(1, 3), 2: range(3, 7), 1: range(7, 15)}
+"""GPU instance ids by memory slices: a tree, not a counter."""
+
+
+class Faults(ApiModel):
+    """What is wrong with one GPU."""
+
+    lost: bool = False
+    """It has fallen off the bus."""
+    in_use: int = 0
+    """So many destructions to come are refused as in use."""
+    no_room: int = 0
+    """So many creations to come are refused as having no room."""
+    slow_seconds: float = 0.0
+    """Every call on it takes so much longer."""
+
+
+class _Made(ApiModel):
+    gpu: int
+    profile: str
+    start: int
+    uuid: str
+    gpu_instance: int
+    compute_instance: int | None = 0
+
+
+class _Running(ApiModel):
+    device: str
+    pid: int
+    name: str
+
+
+class Hardware(ApiModel):
+    """Everything that a restart of the agent does not change; immutable, replaced as a whole."""
+
+    boot: int = 1
+    serial: int = 0
+    instances: tuple[_Made, ...] = ()
+    processes: tuple[_Running, ...] = ()
+    faults: dict[int, Faults] = Field(default_factory=dict)
+
+
+class FakeGpus:
+    """The GPUs of one node. `mig` are the indices in MIG mode."""
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        count: int = 8,
+        model: str = "A100-SXM4-80GB",
+        mig: Iterable[int] = (),
+        clock: Clock | None = None,
+        state: Path | None = None,
+    ) -> None:
+        self.node = node
+        self.model = model
+        self.uuids = tuple(f"GPU-{uuid.uuid5(uuid.NAMESPACE_URL, f'{node}/{index}')}" for index in range(count))
+        self.mig = frozenset(mig)
+        self.calls: list[tuple[str, str]] = []
+        """(call, subject) of every change that was carried out, in order."""
+        self._clock = clock or SystemClock()
+        self._state = state
+        self._stamp: tuple[int, int] | None = None
+        self._hardware = Hardware()
+        self._under_way: set[int] = set()
+
+    # -------------------------------------------------------------------------------------------------- the Protocol
+
+    async def boot_id(self) -> str:
+        """Identity of the boot."""
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.node}/boot/{self.hardware.boot}"))
+
+    async def list(self) -> Sequence[GpuFacts]:
+        """Every GPU; a lost one is not healthy."""
+        return [self._facts(index) for index in range(len(self.uuids))]
+
+    async def instances(self, gpu: str) -> Sequence[Instance]:
+        """Instances of one GPU, by memory slice."""
+        index = self._index(gpu)
+        with self._alone(index):
+            await self._pause(index, 0.0)
+            self._check(index)
+            there = (one for one in self.hardware.instances if one.gpu == index)
+            return [self._instance(one) for one in sorted(there, key=lambda one: one.start)]
+
+    async def create(self, gpu: str, profile: str, start: int) -> Instance:
+        """Create an instance, in its time."""
+        index = self._index(gpu)
+        with self._alone(index):
+            shape = self._shape(index, profile, start)
+            await self._pause(index, CREATE_SECONDS[shape.compute])
+            self._check(index)
+            self._check_room(index, shape, start)
+            made = self._make(index, shape, start)
+            self.calls.append(("create", f"{profile}@{start}"))
+            return self._instance(made)
+
+    async def destroy(self, instance: Instance) -> None:
+        """Destroy an instance, in its time."""
+        index = self._index(instance.gpu)
+        with self._alone(index):
+            await self._pause(index, DESTROY_SECONDS[self._profile(instance.profile).compute])
+            self._check(index)
+            self._check_unused(index, instance)
+            hardware = self.hardware
+            left = tuple(one for one in hardware.instances if one.uuid != instance.uuid or not one.uuid)
+            self._write(hardware.model_copy(update={"instances": left}))
+            self.calls.append(("destroy", f"{instance.profile}@{instance.start}"))
+
+    async def processes(self, device: str) -> Sequence[Process]:
+        """Processes on a device."""
+        index = self._index_of_device(device)
+        if index is None:
+            return []
+        with self._alone(index):
+            await self._pause(index, 0.0)
+            self._check(index)
+            return [Process(one.pid, one.name) for one in self.hardware.processes if one.device == device]
+
+    # ------------------------------------------------------------------------------------------------- for the tests
+
+    @property
+    def hardware(self) -> Hardware:
+        """The hardware as it is now, whoever changed it."""
+        if self._state is not None:
+            self._read(self._state)
+        return self._hardware
+
+    def layout(self, index: int) -> set[tuple[str, int]]:
+        """(profile, start) of the instances on one GPU."""
+        return {(one.profile, one.start) for one in self.hardware.instances if one.gpu == index}
+
+    def fail(self, index: int, faults: Faults) -> None:
+        """Let one GPU fail like this from now on."""
+        hardware = self.hardware
+        self._write(hardware.model_copy(update={"faults": {**hardware.faults, index: faults}}))
+
+    def occupy(self, device: str, *, pid: int = 4711, name: str = "python3") -> None:
+        """A process begins to use a device."""
+        hardware = self.hardware
+        running = (*hardware.processes, _Running(device=device, pid=pid, name=name))
+        self._write(hardware.model_copy(update={"processes": running}))
+
+    def vacate(self, device: str) -> None:
+        """Every process on a device ends."""
+        hardware = self.hardware
+        running = tuple(one for one in hardware.processes if one.device != device)
+        self._write(hardware.model_copy(update={"processes": running}))
+
+    def intrude(self, index: int, profile: str, start: int) -> str:
+        """Somebody else creates an instance; its UUID."""
+        return self._make(index, self._shape(index, profile, start), start).uuid
+
+    def reboot(self) -> None:
+        """The node boots: instances and processes are gone."""
+        self._write(Hardware(boot=self.hardware.boot + 1, serial=self.hardware.serial))
+
+    # ---------------------------------------------------------------------------------------------------------- rules
+
+    def _facts(self, index: int) -> GpuFacts:
+        lost = self._faults(index).lost
+        return GpuFacts(
+            index=index,
+            uuid=self.uuids[index],
+            model=self.model,
+            memory_mib=TOTAL_MIB[self.model[-4:]],
+            multiprocessors=MULTIPROCESSORS,
+            pci_bus_id=f"0000:{index + 16:02x}:00.0",
+            mode=GpuMode.MIG if index in self.mig else GpuMode.WHOLE,
+            healthy=not lost,
+            message=f"GPU {index} has fallen off the bus (Xid 79); reboot the node" if lost else "",
+        )
+
+    def _instance(self, made: _Made) -> Instance:
+        profile = self._profile(made.profile)
+        return Instance(
+            gpu=self.uuids[made.gpu],
+            profile=made.profile,
+            start=made.start,
+            size=profile.size,
+            uuid=made.uuid,
+            gpu_instance=made.gpu_instance,
+            compute_instance=made.compute_instance,
+            memory_mib=MEMORY_MIB[self.model[-4:]][profile.compute],
+            multiprocessors=PER_SLICE * profile.compute,
+        )
+
+    def _shape(self, index: int, profile: str, start: int) -> Profile:
+        if index not in self.mig:
+            raise GpuError(f"GPU {index} is not in MIG mode; instances exist in MIG mode only")
+        shape = of_model(self.model).get(profile)
+        if shape is None or start not in shape.starts:
+            raise GpuError(f"GPU {index} has no placement {profile} at memory slice {start}; ask for a legal one")
+        return shape
+
+    def _check(self, index: int) -> None:
+        if self._faults(index).lost:
+            raise GpuLost(f"GPU {index} has fallen off the bus; reboot the node")
+
+    def _check_room(self, index: int, shape: Profile, start: int) -> None:
+        faults = self._faults(index)
+        if faults.no_room:
+            self.fail(index, faults.model_copy(update={"no_room": faults.no_room - 1}))
+            raise InsufficientResources(f"GPU {index} has no room for {shape.name}; list its instances")
+        for one in self.hardware.instances:
+            if one.gpu == index and self._profile(one.profile).mask(one.start) & shape.mask(start):
+                raise InsufficientResources(f"GPU {index} has {one.profile} at {one.start}; destroy it first")
+
+    def _check_unused(self, index: int, instance: Instance) -> None:
+        faults = self._faults(index)
+        if faults.in_use:
+            self.fail(index, faults.model_copy(update={"in_use": faults.in_use - 1}))
+            raise InUse(f"MIG instance {instance.profile} on GPU {index} is in use, says the driver; try again")
+        if any(one.device == instance.uuid for one in self.hardware.processes):
+            raise InUse(f"MIG instance {instance.profile} on GPU {index} is in use by a process; stop it first")
+
+    def _make(self, index: int, shape: Profile, start: int) -> _Made:
+        hardware = self.hardware
+        taken = {one.gpu_instance for one in hardware.instances if one.gpu == index}
+        made = _Made(
+            gpu=index,
+            profile=shape.name,
+            start=start,
+            uuid=f"MIG-{uuid.uuid5(uuid.NAMESPACE_URL, f'{self.node}/mig/{hardware.serial}')}",
+            gpu_instance=next(one for one in GPU_INSTANCE_IDS[shape.size] if one not in taken),
+        )
+        update = {"instances": (*hardware.instances, made), "serial": hardware.serial + 1}
+        self._write(hardware.model_copy(update=update))
+        return made
+
+    # ------------------------------------------------------------------------------------------------------ machinery
+
+    @contextmanager
+    def _alone(self, index: int) -> Iterator[None]:
+        assert index not in self._under_way, f"two calls for GPU {index} at a time"
+        self._under_way.add(index)
+        try:
+            yield
+        finally:
+            self._under_way.discard(index)
+
+    async def _pause(self, index: int, seconds: float) -> None:
+        seconds += self._faults(index).slow_seconds
+        if seconds:
+            await self._clock.sleep(seconds)
+
+    def _faults(self, index: int) -> Faults:
+        return self.hardware.faults.get(index, Faults())
+
+    def _profile(self, name: str) -> Profile:
+        return of_model(self.model)[name]
+
+    def _index(self, gpu: str) -> int:
+        if gpu not in self.uuids:
+            raise GpuLost(f"there is no GPU {gpu} on this node")
+        return self.uuids.index(gpu)
+
+    def _index_of_device(self, device: str) -> int | None:
+        if device in self.uuids:
+            return self.uuids.index(device)
+        return next((one.gpu for one in self.hardware.instances if one.uuid == device), None)
+
+    def _read(self, state: Path) -> None:
+        try:
+            found = state.stat()
+        except FileNotFoundError:
+            return
+        stamp = (found.st_mtime_ns, found.st_ino)
+        if stamp != self._stamp:
+            self._hardware = Hardware.model_validate(json.loads(state.read_text()))
+            self._stamp = stamp
+
+    def _write(self, hardware: Hardware) -> None:
+        self._hardware = hardware
+        if self._state is None:
+            return
+        self._state.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._state.with_suffix(".new")
+        fresh.write_text(hardware.model_dump_json())
+        fresh.replace(self._state)
+        found = self._state.stat()
+        self._stamp = (found.st_mtime_ns, found.st_ino)
