@@ -64,9 +64,16 @@ def read(path: Path) -> Checkpoint:
         return Checkpoint()
     except (OSError, ValidationError) as error:
         raise UnreadableCheckpoint(
-            f"checkpoint {path} cannot be read: {error}. Stop every pod that uses a GPU of this node, move the file "
-            f"away and start the agent again; instances it made are then reported as not its own"
+            f"checkpoint {path} cannot be read: {_sentence(error)}. Stop every pod that uses a GPU of this "
+            f"node, move the file away and start the agent again; instances it made are then reported as not its own"
         ) from error
+
+
+def _sentence(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return str(error)
+    mistakes = error.errors(include_url=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in mistakes[:3])
 
 
 def write(path: Path, text: str) -> None:

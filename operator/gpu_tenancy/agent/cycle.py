@@ -131,11 +131,11 @@ class Agent:
     async def _work(self, memory: Memory, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
         """Start everything; the order matters: nothing is taken away before the spec was read."""
         lanes = Lanes(memory, self._gpus, self._clock, self._settings, tasks)
-        await self._look(memory, lanes)
+        await self._first_look(memory, lanes, tasks)
         tasks.create_task(heartbeat.beat(self._client, outbox.home.owner, self._clock, self._settings))
         await self._watch(memory, outbox, tasks)
         tasks.create_task(outbox.run())
-        tasks.create_task(self._observe(memory, lanes))
+        tasks.create_task(self._observe(memory, lanes, tasks))
         tasks.create_task(self._stay_home(outbox))
         plugin = Plugin(self._node, self._client, memory, self._settings)
         registrar = Registration(self._settings.dra_socket, outbox.slice_lost)
@@ -155,7 +155,7 @@ class Agent:
 
     # ----------------------------------------------------------------------------------------------------- observing
 
-    async def _observe(self, memory: Memory, lanes: Lanes) -> None:
+    async def _observe(self, memory: Memory, lanes: Lanes, tasks: asyncio.TaskGroup) -> None:
         """Look now and then though nothing happened: GPUs fail, and other hands destroy instances."""
         while True:
             await self._clock.sleep(self._settings.observe_seconds)
@@ -165,11 +165,15 @@ class Agent:
                 _log.warning("The GPUs of node %s could not be listed: %s", self._node, error)
                 continue
             memory.learn(known.listed(memory.situation, gpus))
-            await self._look(memory, lanes)
+            for gpu in _partitioned(memory.situation):
+                tasks.create_task(lanes.look(gpu))
 
-    async def _look(self, memory: Memory, lanes: Lanes) -> None:
-        partitioned = [gpu.uuid for gpu in memory.situation.gpus.values() if gpu.mode is GpuMode.MIG]
-        await asyncio.gather(*(lanes.look(gpu) for gpu in partitioned))
+    async def _first_look(self, memory: Memory, lanes: Lanes, tasks: asyncio.TaskGroup) -> None:
+        """Learn which instances there are before anything is judged by it; a GPU that hangs is not waited for."""
+        looks = asyncio.gather(*(tasks.create_task(lanes.look(gpu)) for gpu in _partitioned(memory.situation)))
+        enough = asyncio.ensure_future(self._clock.sleep(self._settings.first_look_seconds))
+        await asyncio.wait((enough, looks), return_when=asyncio.FIRST_COMPLETED)
+        enough.cancel()
 
     async def _watch(self, memory: Memory, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
         """Keep the spec in the situation, and notice when GpuNode or slice vanish; returns with the first spec."""
@@ -225,6 +229,11 @@ class Agent:
             if here != outbox.home:
                 outbox.home = here
                 outbox.wake()
+
+
+def _partitioned(situation: Situation) -> list[str]:
+    """UUIDs of the GPUs that can have instances."""
+    return [gpu.uuid for gpu in situation.gpus.values() if gpu.mode is GpuMode.MIG]
 
 
 def settled(situation: Situation) -> Situation:

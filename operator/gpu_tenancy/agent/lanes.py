@@ -49,7 +49,7 @@ class Lanes:
             self._spawn(self._run(gpu))
 
     async def look(self, gpu: str) -> None:
-        """List the GPU's instances, unless its lane is using it: then what the lane finds is newer anyway."""
+        """List the GPU's instances; where its lane is using it, what the lane finds is newer anyway."""
         lock = self._lock(gpu)
         if lock.locked():
             return

@@ -368,8 +368,9 @@ class GpuLeaseStatus(ApiModel):
 
 
 class GpuLease(ApiModel):
-    """A rental of GPUs, whole or as MIG slices, billed by the second. It becomes a ResourceClaimTemplate of the same name
-    in its namespace: with a template the operator runs a Job on it, without one any pod of the namespace refers to it."""
+    """A rental of GPUs, whole or as MIG slices, billed by the second. It becomes a ResourceClaimTemplate of the same
+    name in its namespace: with a template the operator runs a Job on it, without one any pod of the namespace refers
+    to it."""
 
     spec: GpuLeaseSpec
     """What is rented, for how long, and optionally what runs on it."""

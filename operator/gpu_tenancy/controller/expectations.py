@@ -22,19 +22,20 @@ class Expectations:
         self._clock = clock
         self._until: dict[tuple[str, Resource, str, str], float] = {}
 
-    def begin(self, verb: str, resource: Resource, namespace: str, name: str) -> bool:
-        """Whether the call should be made now; if so, it is expected from now on."""
+    def begin(self, verb: str, resource: Resource, namespace: str, name: str) -> float:
+        """0 where the call should be made now: it is expected from now on. Else the seconds until it may be made again,
+        if its effect has not shown by then."""
         now = self._clock()
         if len(self._until) > 1000:
             self._until = {call: until for call, until in self._until.items() if until > now}
         call = (verb, resource, namespace, name)
-        if self._until.get(call, 0.0) > now:
-            return False
+        if (left := self._until.get(call, 0.0) - now) > 0:
+            return left
         self._until[call] = now + PATIENCE_SECONDS
-        # What is deleted may be created again at once, and the other way round.
-        opposite = "create" if verb == "delete" else "delete"
-        self._until.pop((opposite, resource, namespace, name.partition("/")[0]), None)
-        return True
+        if verb == "delete":
+            # What is deleted may be created again at once.
+            self._until.pop(("create", resource, namespace, name.partition("/")[0]), None)
+        return 0.0
 
     def forget(self, verb: str, resource: Resource, namespace: str, name: str) -> None:
         """The call failed: it may be made again at once."""

@@ -370,6 +370,14 @@ def _miner(name: str, pod: digests.Pod | None, claim: digests.Claim | None) -> M
         pod_uid=pod.metadata.uid if pod else "",
         claim_uid=claim.metadata.uid if claim else "",
         running=phase == "Running" and not any(going),
-        finished=phase in TERMINAL,
+        finished=phase in TERMINAL or _misallocated(claim),
         deleting=any(going),
     )
+
+
+def _misallocated(claim: digests.Claim | None) -> bool:
+    """The claim was given a device in the moment of its withdrawal: kubelet would be refused for ever."""
+    if claim is None or claim.status.allocation is None:
+        return False
+    own = claim.metadata.labels.get(names.LABEL_DEVICE)
+    return any(one.device != own for one in claim.status.allocation.devices.results if one.driver == names.DRIVER)

@@ -92,7 +92,9 @@ def service(lease: LeaseFacts) -> Manifest:
 def miner_claim(pool: PoolFacts, node: str, slot: Slot) -> Manifest:
     """ResourceClaim of one miner, on its very device: a pool has many, and a stopped miner must free the right one."""
     own = f'device.attributes["{names.DRIVER}"]'
-    narrower = f' && {own}.parentUuid == "{slot.gpu}" && {own}.start == {slot.start}'
+    narrower = (
+        f' && {own}.parentUuid == "{slot.gpu}" && {own}.profile == "{slot.profile}" && {own}.start == {slot.start}'
+    )
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceClaim",

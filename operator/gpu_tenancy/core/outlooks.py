@@ -91,7 +91,7 @@ def _leaving(base: Outlook, stock: Stock, now: datetime) -> Outlook:
     """A lease that is over, suspended or loses its namespace: settled once nothing of it is left."""
     end, status = stock.ending, stock.lease.status
     draining = _draining(stock, now)
-    message = end.message if end else (status.ended.message if status.ended else "")
+    message = status.ended.message if status.ended else (end.message if end else "")
     ends = "Its namespace is being deleted." if stock.lease.namespace_ends else ""
     return replace(base, draining=draining, settled=base.over and not draining, end_message=message, waiting=ends)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from gpu_tenancy.api.lease import GpuLeaseSpec
 from gpu_tenancy.api.node import Gpu, GpuMode
@@ -33,7 +33,7 @@ def gpus(node: str, count: int, mig: Collection[int] = (), model: str = MODEL) -
     ]
 
 
-def lease_spec(profile: str = "full", count: int = 1, pods: int = 1, **more: Any) -> GpuLeaseSpec:
+def lease_spec(profile: str = "full", count: int = 1, pods: int = 1, **more: object) -> GpuLeaseSpec:
     """A GpuLease; `model`, `duration`, `notice`, `cpu` and `memory` go where they belong."""
     gpu_fields = {"profile": profile, "count": count, "model": more.pop("model", None)}
     term = {name: more.pop(name) for name in ("duration", "notice") if name in more}
@@ -43,7 +43,7 @@ def lease_spec(profile: str = "full", count: int = 1, pods: int = 1, **more: Any
     )
 
 
-def pool_spec(**more: Any) -> MiningPoolSpec:
+def pool_spec(**more: object) -> MiningPoolSpec:
     """A MiningPool."""
     return MiningPoolSpec.model_validate({"image": "miner", **more})
 

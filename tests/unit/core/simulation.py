@@ -1,4 +1,4 @@
-"""A cluster in memory for tests of the decisions: it does what a plan says, as the real parts would, on a virtual clock.
+"""A cluster in memory for tests of the decisions: it does what a plan says, as the real parts would, in virtual time.
 
 API server (generations, names that are taken, finalizers, a terminating namespace), node agents, kube-scheduler,
 kubelet, Job controller and tenants' Deployments, each reduced to what a plan can notice. Everything is deterministic;
@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
 from gpu_tenancy.api.base import ConditionStatus
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus, LeaseCondition
 from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot, SlotState
-from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
+from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.core import podspec, status
 from gpu_tenancy.core.actions import (
@@ -67,11 +67,11 @@ TENANT_GRACE: Final = timedelta(seconds=2)
 TICK: Final = timedelta(milliseconds=500)
 
 
-class OperatorDied(Exception):
+class OperatorDiedError(Exception):
     """The operator was killed between two writes."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The API server said no: somebody else was faster."""
 
 
@@ -96,8 +96,10 @@ class Claim:
     holder: str
     wants: int
     """Devices asked for."""
+    node: str = ""
+    """Of a miner: the node whose device it is for."""
     only: str = ""
-    """The one device that will do; empty: any of the holder's."""
+    """Of a miner: the one device that will do."""
     devices: tuple[tuple[str, str], ...] = ()
     prepared: bool = False
 
@@ -223,20 +225,21 @@ class Cluster:
         self.evicted: list[str] = []
         """Names of miners that the operator stopped, in order."""
         self.last_plan = Plan()
+        self.finished = False
+        """The last cycle was not cut short."""
         self._names = count(1)
 
     # --- what people and machines do --------------------------------------------------------------------------------
 
-    def add_node(self, name: str, count: int = 8, mig: Collection[int] = (), **more: Any) -> Node:
-        """A node of A100-80GB; the GPUs in `mig` are in MIG mode."""
-        model = {"model": more.pop("model")} if "model" in more else {}
-        self.nodes[name] = Node(name, gpus(name, count, mig, **model), agent_until=self.now + HEARTBEAT, **more)
+    def add_node(self, name: str, count: int = 8, mig: Collection[int] = (), model: str = MODEL) -> Node:
+        """A node; the GPUs in `mig` are in MIG mode."""
+        self.nodes[name] = Node(name, gpus(name, count, mig, model), agent_until=self.now + HEARTBEAT)
         return self.nodes[name]
 
-    def add_pool(self, name: str = "pool", spec: MiningPoolSpec | None = None, **more: Any) -> str:
+    def add_pool(self, name: str = "pool", **more: object) -> str:
         """A MiningPool; its UID."""
         uid = f"pool-{name}"
-        pool = PoolFacts(Key("mining", name), uid, 1, self.now, spec or pool_spec(**more), MiningPoolStatus())
+        pool = PoolFacts(Key("mining", name), uid, 1, self.now, pool_spec(**more), MiningPoolStatus())
         self.pools[uid] = pool
         return uid
 
@@ -244,12 +247,21 @@ class Cluster:
         """A PriceBook."""
         self.books[name] = BookFacts(name, f"book-{name}", 1, spec, PriceBookStatus())
 
-    def create(self, name: str, profile: str = "full", *, works: float | None = None, **more: Any) -> str:
-        """A GpuLease; its UID. With `works` it has a template whose pods finish after that many seconds (inf: never)."""
-        namespace = more.pop("namespace", "team")
+    def create(
+        self,
+        name: str,
+        profile: str = "full",
+        count: int = 1,
+        pods: int = 1,
+        *,
+        namespace: str = "team",
+        works: float | None = None,
+        **more: object,
+    ) -> str:
+        """A GpuLease; its UID. With `works` it has a template, whose pods finish after so many seconds (inf: never)."""
         if works is not None:
             more["template"] = {"spec": {"containers": [{"name": "main"}]}}
-        spec = lease_spec(profile, **more)
+        spec = lease_spec(profile, count, pods, **more)
         uid = f"uid-{name}-{next(self._names)}"
         self.works[uid] = None if works is None or works == float("inf") else timedelta(seconds=works)
         self.leases[uid] = LeaseFacts(Key(namespace, name), uid, 1, self.now, spec, GpuLeaseStatus())
@@ -259,7 +271,7 @@ class Cluster:
         """A tenant's Deployment on a lease."""
         self.deployments.append(Deployment(f"deployment-{lease}", lease, pods))
 
-    def edit(self, lease: str, **change: Any) -> None:
+    def edit(self, lease: str, **change: object) -> None:
         """Change fields of a lease's spec; `duration` goes where it belongs."""
         old = self.leases[lease]
         fields = old.spec.model_dump()
@@ -296,7 +308,7 @@ class Cluster:
         """The Node is deleted, and its pods with it."""
         del self.nodes[name]
         for pod in list(self.pods.values()):
-            if any(node == name for node, _ in pod.claim.devices):
+            if name in (pod.claim.node, *(node for node, _ in pod.claim.devices)):
                 self._gone(pod)
 
     def break_gpu(self, node: str, index: int) -> None:
@@ -318,6 +330,10 @@ class Cluster:
             miners=tuple(self._miners()),
             orphans=tuple(record for name, record in self.records.items() if name not in known),
         )
+
+    def snapshot_has(self, lease: str) -> bool:
+        """Whether the lease is still planned."""
+        return not self._is_history(self.leases[lease])
 
     def lease(self, uid: str) -> LeaseFacts:
         """A lease with all that was made for it."""
@@ -400,11 +416,12 @@ class Cluster:
 
     def operator(self) -> Plan:
         """One cycle: plan, execute, report. Killed in the middle, it starts again with the next call."""
-        self.last_plan = plan(self.snapshot(), self.now)
+        self.last_plan, self.finished = plan(self.snapshot(), self.now), False
         try:
             self._execute(self.last_plan)
             self._report(self.last_plan)
-        except OperatorDied:
+            self.finished = True
+        except OperatorDiedError:
             self.dies_after = None
         return self.last_plan
 
@@ -415,19 +432,25 @@ class Cluster:
         left_alone: set[str] = set()
         for action in decided.actions:
             uid, _ = blame(action)
-            try:
-                if uid in failed or _depends(action, failed, left_alone):
-                    raise Refused
-                for _ in self._writes(action, decided):
-                    self._count()
-            except Refused:
-                failed |= action.requires if isinstance(action, SetSlots) else {uid} - {""}
-                left_alone |= {action.node} if isinstance(action, SetSlots) else set()
+            done = uid not in failed and not _depends(action, failed, left_alone) and self._do(action, decided)
+            if not done and isinstance(action, SetSlots):
+                failed |= action.requires
+                left_alone.add(action.node)
+            elif not done and uid:
+                failed.add(uid)
+
+    def _do(self, action: Action, decided: Plan) -> bool:
+        try:
+            for _ in self._writes(action, decided):
+                self._count()
+        except RefusedError:
+            return False
+        return True
 
     def _count(self) -> None:
         self.writes += 1
         if self.writes == self.dies_after:
-            raise OperatorDied
+            raise OperatorDiedError
 
     def _report(self, decided: Plan) -> None:
         for outlook in decided.leases:
@@ -454,13 +477,16 @@ class Cluster:
             case Admit():
                 yield from self._admit(action, decided)
             case SetSlots():
-                yield self._set_slots(action)
+                self._set_slots(action)
+                yield
             case StartMiner() | StopMiner():
                 yield from self._write_miner(action)
             case CreateClaimTemplate() | DeleteClaimTemplate() | CreateJob() | DeleteJob() | DeletePod():
-                yield self._write_workload(action)
+                self._write_workload(action)
+                yield
             case Unbind():
-                yield self._unbind(action)
+                self._unbind(action)
+                yield
             case _:
                 assert_never(action)
 
@@ -470,37 +496,37 @@ class Cluster:
                 namespace = action.spec.lease_namespace
                 assert namespace not in self.ending, "nothing can be created in a namespace that is being deleted"
                 if action.name in self.records:
-                    raise Refused
+                    raise RefusedError
                 self.records[action.name] = RecordFacts(namespace, action.name, action.spec)
             case CloseRecord():
                 found = self.records[action.record.name]
                 if not found.is_open:
-                    raise Refused
+                    raise RefusedError
                 end = {"billable_to": action.billable_to, "seconds": action.seconds, "reason": action.reason}
                 self.records[found.name] = replace(found, spec=found.spec.model_copy(update=end))
             case ArchiveRecord():
                 found = self.records[action.record.name]
                 assert not found.is_open, "an open record has not reached the ledger"
                 self.archive.setdefault(found.name, found)
-                yield None
+                yield
                 del self.records[found.name]
-        yield None
+        yield
 
     def _admit(self, action: Admit, decided: Plan) -> Iterator[None]:
         found = self.leases.get(action.lease.uid)
         if found is None:
-            raise Refused
+            raise RefusedError
         if not found.finalized:
             self.leases[found.uid] = found = replace(found, finalized=True)
-            yield None
+            yield
         outlook = next(one for one in decided.leases if one.lease.uid == found.uid)
         self.leases[found.uid] = replace(found, status=status.lease_status(outlook, None, self.now))
-        yield None
+        yield
 
     def _set_slots(self, action: SetSlots) -> None:
         node = self.nodes.get(action.node)
         if node is None or node.generation != action.generation or self.conflicts(action):
-            raise Refused
+            raise RefusedError
         node.slots = action.slots
         node.generation += 1
 
@@ -510,21 +536,21 @@ class Cluster:
                 name = miner_name(action.node, action.device)
                 if action.missing_claim:
                     uid = self._uid("claim")
-                    claim = Claim(action.pool.key.namespace, name, uid, action.pool.uid, 1, action.device)
+                    claim = Claim(action.pool.key.namespace, name, uid, action.pool.uid, 1, action.node, action.device)
                     self.miner_claims[name] = claim
-                    yield None
+                    yield
                 if action.missing_pod:
                     claim = self.miner_claims[name]
                     self.pods[name] = Pod(name, self._uid("pod"), action.pool.uid, claim, (action.node,))
-                    yield None
+                    yield
             case StopMiner():
                 self.evicted.append(action.miner.name)
                 if action.miner.pod_uid:
                     self._stop(self.pods[action.miner.name], timedelta(seconds=action.grace_seconds))
-                    yield None
+                    yield
                 elif action.miner.claim_uid:
                     del self.miner_claims[action.miner.name]
-                    yield None
+                    yield
 
     def _write_workload(
         self, action: CreateClaimTemplate | DeleteClaimTemplate | CreateJob | DeleteJob | DeletePod
@@ -706,12 +732,11 @@ class Cluster:
     def _miners(self) -> Iterator[MinerFacts]:
         for name, claim in self.miner_claims.items():
             pod = self.pods.get(name)
-            node = next(node.name for node in self.nodes.values() if miner_name(node.name, claim.only) == name)
             yield MinerFacts(
                 name=name,
                 namespace=claim.namespace,
                 pool=claim.holder,
-                node=node,
+                node=claim.node,
                 device=claim.only,
                 pod_uid=pod.uid if pod else "",
                 claim_uid=claim.uid,

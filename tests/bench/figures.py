@@ -1,0 +1,67 @@
+"""What a benchmark yields: figures with their goal, and the table and file they are shown in. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+PERCENTILE: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured figure."""
+
+    name: str
+    median: float
+    p95: float
+    unit: str
+    goal: str
+    """What is aimed at, in words and numbers."""
+    baseline: float | None = None
+    """The same thing done without us, in the same run."""
+    ratio: float | None = None
+    """median / baseline."""
+    command: str = ""
+    """What repeats it."""
+
+
+def percentile(samples: Sequence[float], share: float = PERCENTILE) -> float:
+    """Nearest-rank percentile of at least one sample."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+
+
+def figure(name: str, samples: Sequence[float], unit: str, goal: str, *, baseline: float | None = None) -> Figure:
+    """Median and 95th percentile of samples."""
+    median = statistics.median(samples)
+    ratio = None if not baseline else round(median / baseline, 3)
+    return Figure(
+        name, round(median, 4), round(percentile(samples), 4), unit, goal, baseline, ratio, f"make bench ONLY={name}"
+    )
+
+
+def show(figures: Iterable[Figure]) -> None:
+    """Print the table."""
+    table = Table(title="gpu-tenancy: figures")
+    for column in ("figure", "median", "p95", "unit", "goal", "baseline", "ratio"):
+        table.add_column(column, justify="left" if column in ("figure", "unit", "goal") else "right")
+    for one in figures:
+        numbers = ("" if value is None else f"{value:g}" for value in (one.baseline, one.ratio))
+        table.add_row(one.name, f"{one.median:g}", f"{one.p95:g}", one.unit, one.goal, *numbers)
+    Console().print(table)
+
+
+def write(figures: Iterable[Figure], path: Path) -> None:
+    """Write build/bench.json; figures measured before and not now stay in it."""
+    fresh = {one.name: asdict(one) for one in figures}
+    known = {one["name"]: one for one in json.loads(path.read_text())} if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(list({**known, **fresh}.values()), indent=2) + "\n")

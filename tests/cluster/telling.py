@@ -1,0 +1,98 @@
+"""How the story is told: as a live picture in a terminal, as plain lines anywhere else.
+
+It shows what it is given and measures how long each step takes; it neither reads the cluster nor judges anything.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Final
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+
+from tests.cluster.picture import Scene, Step, StepState, picture
+
+FRAMES_PER_SECOND: Final = 6
+
+
+class Telling:
+    """The steps of a story and how far they are; on a terminal as a picture of `scene`, else line by line."""
+
+    def __init__(self, titles: Sequence[str], console: Console) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self.steps = [Step(title) for title in titles]
+        self._began = time.monotonic()
+        self._step_began = self._began
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the story began."""
+        return time.monotonic() - self._began
+
+    def drawn(self, scene: Callable[[], Scene]) -> AbstractContextManager[object]:
+        """While this context lasts the picture of the latest scene is on the terminal; elsewhere nothing is drawn."""
+        self._began = time.monotonic()
+        if not self.live:
+            return nullcontext()
+        frame = _Frame(scene)
+        return Live(
+            get_renderable=lambda: frame, console=self.console, screen=True, refresh_per_second=FRAMES_PER_SECOND
+        )
+
+    def say(self, text: str) -> None:
+        """One line of the log, or the note below the present step."""
+        for line in text.splitlines():
+            if not self.live:
+                self._print(f"  {line}")
+        self._change(note=text.splitlines()[-1] if text else "")
+
+    @contextmanager
+    def step(self, index: int) -> Iterator[Callable[[str], None]]:
+        """A step of the story; call what this gives with what was seen. Marked as failed when the body raises."""
+        self._step_began = time.monotonic()
+        self.steps[index] = replace(self.steps[index], state=StepState.NOW)
+        if not self.live:
+            self._print(f"▶ {self.steps[index].title}")
+        seen: list[str] = []
+        try:
+            yield seen.append
+        except BaseException:
+            self._end(index, StepState.FAILED, "")
+            raise
+        self._end(index, StepState.DONE, seen[-1] if seen else "")
+
+    def present(self) -> tuple[Step, ...]:
+        """The steps, with the time that the present one has taken so far."""
+        return tuple(self._timed(step) if step.state is StepState.NOW else step for step in self.steps)
+
+    def _end(self, index: int, state: StepState, seen: str) -> None:
+        step = self._timed(replace(self.steps[index], state=state))
+        self.steps[index] = step
+        mark = "✓" if state is StepState.DONE else "✗"
+        if not self.live:
+            self._print(f"{mark} {seen or step.title} ({step.seconds:.1f} s)")
+
+    def _timed(self, step: Step) -> Step:
+        return replace(step, seconds=time.monotonic() - self._step_began)
+
+    def _change(self, note: str) -> None:
+        for index, step in enumerate(self.steps):
+            if step.state is StepState.NOW:
+                self.steps[index] = replace(step, note=note)
+
+    def _print(self, line: str) -> None:
+        # Lines of a log are not broken: whoever reads it searches in it.
+        self.console.print(f"[{self.elapsed:6.2f} s] {line}", soft_wrap=True, markup=False, highlight=False)
+
+
+class _Frame:
+    """Draws the scene as it is when rich asks, in the terminal's present size."""
+
+    def __init__(self, scene: Callable[[], Scene]) -> None:
+        self._scene = scene
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield picture(self._scene(), options.max_width, options.height or console.height)

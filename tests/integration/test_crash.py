@@ -1,0 +1,202 @@
+"""kill -9 of the operator after every single write of a lease's life: the end is the same, and no second is lost or doubled.
+
+The numbered steps of a lease's life (design, section 4) consist of these writes; a case is named after how many of them
+were let through, and says in its failure which one was the last:
+
+5. admission and promise: `patch gpuleases` (finalizer), `update gpuleases/status` (price, attempt), `patch gpunodes`
+   (slots), `delete pods` and `delete resourceclaims` (miners), `create resourceclaimtemplates`, `create jobs`;
+7. ready: `create usagerecords` (the segment opens), `update gpuleases/status` (Ready);
+8. the end: `update gpuleases/status` (notice), `patch usagerecords` (billableTo), `patch gpunodes` (slots back),
+   `delete resourceclaimtemplates`, `delete jobs`, `delete pods` (a tenant's own);
+9. `patch gpuleases` (finalizer off), `create resourceclaims` and `create pods` (miners again);
+10. `update gpuleases/status`, `update miningpools/status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Final
+
+import pytest
+
+from gpu_tenancy.api import names
+from gpu_tenancy.kube import resources
+from tests.cluster.api import Object
+from tests.cluster.crashing import writes_in
+from tests.cluster.eventually import eventually
+from tests.cluster.world import OPERATOR, World, lease, template
+from tests.integration.conftest import Living, mining_world, story
+
+GPUS: Final = {"profile": "full", "count": 2}
+TERM_SECONDS: Final = 3
+STEPS: Final = {
+    "patch gpuleases": "5, 9",
+    "update gpuleases/status": "5, 7, 8, 10",
+    "patch gpunodes": "5, 8",
+    "delete pods": "5, 8",
+    "delete resourceclaims": "5",
+    "create resourceclaimtemplates": "5",
+    "create jobs": "5",
+    "create usagerecords": "7",
+    "patch usagerecords": "8",
+    "delete resourceclaimtemplates": "8",
+    "delete jobs": "8",
+    "create resourceclaims": "9",
+    "create pods": "9",
+    "update miningpools/status": "10",
+}
+"""Numbered steps to which a write can belong."""
+MOST_WRITES: Final = {"expires": 32, "deleted": 28}
+"""No fewer than a life has; a test below holds them against lives without a crash."""
+SAMPLES: Final = 3
+
+Life = Callable[[World, str], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Living]:
+    yield from mining_world()
+
+
+async def _expires(world: World, name: str) -> None:
+    """A lease with a Job that runs until its term is over."""
+    term = {"duration": f"{TERM_SECONDS}s", "notice": "1s"}
+    created = await world.create(lease(name, gpus=GPUS, term=term, template=template()))
+    ended = await world.settled(name)
+    assert ended["status"]["ended"]["reason"] == "Expired"
+    record = await _the_one_segment(world, name, "Expired")
+    assert record["seconds"] == TERM_SECONDS
+    await _nothing_left(world, created["metadata"]["uid"])
+    await world.delete(resources.GPU_LEASES, name, "team-a")
+
+
+async def _is_deleted(world: World, name: str) -> None:
+    """A lease that a Deployment uses and that its tenant deletes."""
+    created = await world.create(lease(name, gpus={"profile": "full"}))
+    deployments = "/apis/apps/v1/namespaces/team-a/deployments"
+    await world.api.create(deployments, _deployment(name))
+    await world.ready(name)
+    await eventually("the Deployment's pod", lambda: _running(world, name))
+    going = await world.api.delete(resources.GPU_LEASES.path("team-a", name))
+    deleted_at = datetime.fromisoformat(going["metadata"]["deletionTimestamp"])
+    await eventually("the end of the lease", lambda: _gone(world, name))
+    record = await _the_one_segment(world, name, "Deleted")
+    start, end = (datetime.fromisoformat(record[field]) for field in ("billableFrom", "billableTo"))
+    assert end == max(start, deleted_at)
+    await _nothing_left(world, created["metadata"]["uid"])
+    assert not await _running(world, name)
+    await world.api.delete(f"{deployments}/{name}")
+
+
+LIVES: Final[dict[str, Life]] = {"expires": _expires, "deleted": _is_deleted}
+CASES: Final = [(life, after) for life in LIVES for after in range(1, MOST_WRITES[life] + 1)]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("life", "after"), CASES, ids=[f"{life}-{after}" for life, after in CASES])
+@story
+async def test_an_operator_killed_after_any_write_leaves_the_same_end_behind(
+    world: World, life: str, after: int
+) -> None:
+    await _live_through_a_crash(world, life, after)
+
+
+@pytest.mark.parametrize("number", range(SAMPLES))
+@story
+async def test_an_operator_killed_after_some_write_leaves_the_same_end_behind(
+    world: World, number: int, seed: int
+) -> None:
+    """A sample of the exhaustive test, chosen by the seed."""
+    life, after = random.Random(seed).sample(CASES, SAMPLES)[number]
+    await _live_through_a_crash(world, life, after)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("life", LIVES)
+@story
+async def test_every_write_of_a_life_is_one_of_the_numbered_steps(world: World, life: str) -> None:
+    async with _operator_that_crashes(world, 10 * MOST_WRITES[life]):
+        await LIVES[life](world, f"{life}-whole")
+    writes = _writes(world)
+    assert len(writes) <= MOST_WRITES[life]
+    assert set(writes) <= set(STEPS)
+
+
+async def _live_through_a_crash(world: World, life: str, after: int) -> None:
+    async with _operator_that_crashes(world, after):
+        try:
+            await LIVES[life](world, f"{life}-{after}")
+        except AssertionError as error:
+            writes = _writes(world)
+            raise AssertionError(f"killed after write {len(writes)} of {writes}:\n{error}") from error
+
+
+@asynccontextmanager
+async def _operator_that_crashes(world: World, after: int) -> AsyncIterator[None]:
+    """An operator that kills itself, and a successor as a Deployment would start it."""
+    await world.kill_operator()
+    await world.start_operator((sys.executable, "-m", "tests.cluster.crashing", "--after", str(after), "operator"))
+    keeper = asyncio.create_task(_start_again(world))
+    try:
+        yield
+    finally:
+        keeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeper
+
+
+async def _start_again(world: World) -> None:
+    while world.control_plane.alive(OPERATOR):
+        await asyncio.sleep(0.02)
+    await world.start_operator()
+
+
+def _writes(world: World) -> list[str]:
+    return writes_in(world.control_plane.log_tail(OPERATOR, 100_000))
+
+
+async def _the_one_segment(world: World, name: str, reason: str) -> Object:
+    [record] = await world.records(name)
+    spec: Object = record["spec"]
+    assert (spec["segment"], spec["reason"]) == (1, reason)
+    start, end = (datetime.fromisoformat(spec[field]) for field in ("billableFrom", "billableTo"))
+    assert end - start == timedelta(seconds=spec["seconds"])
+    return spec
+
+
+async def _nothing_left(world: World, uid: str) -> None:
+    """No slot is held for the lease, nothing was made for it that is still there, and everything mines again."""
+    await world.mining(16)
+    for node in await world.items(resources.GPU_NODES):
+        slots = [*node["spec"]["slots"], *node["status"]["slots"]]
+        assert uid not in {slot["holder"]["uid"] for slot in slots}
+    for made in (resources.RESOURCE_CLAIM_TEMPLATES, resources.JOBS):
+        assert not await world.items(made, labelSelector=f"{names.LABEL_HOLDER}={uid}")
+
+
+async def _gone(world: World, name: str) -> bool:
+    return await world.get(resources.GPU_LEASES, name, "team-a") is None
+
+
+async def _running(world: World, name: str) -> list[Object]:
+    pods = await world.items(resources.PODS, labelSelector=f"app={name}")
+    return [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+
+
+def _deployment(name: str) -> Object:
+    """A Deployment that uses the lease of its own name."""
+    labels = {"app": name}
+    container = {"name": "main", "image": "registry.invalid/notebook", "resources": {"claims": [{"name": "gpu"}]}}
+    pod = {"containers": [container], "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": name}]}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "team-a"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
+    }

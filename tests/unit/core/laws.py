@@ -1,0 +1,118 @@
+"""What must hold at every instant of every history of a simulated cluster."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import pairwise
+
+from gpu_tenancy.api.lease import ConditionType, Reason
+from gpu_tenancy.api.node import Slot
+from gpu_tenancy.api.usage import UsageRecordSpec
+from gpu_tenancy.core.ledger import SliceState
+from gpu_tenancy.mig.profiles import MEMORY_SLICES
+from tests.unit.core.simulation import Cluster, Node, mask
+
+
+class Laws:
+    """Watches one cluster; `check` after every step."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.losses = False
+        """A node was removed or a GPU broke: the only excuse for taking devices from a firm lease."""
+        self._ready: dict[tuple[str, str], datetime] = {}
+        self._gone: dict[tuple[str, str], datetime] = {}
+        self._spec: dict[tuple[str, str], Slot] = {}
+
+    def check(self) -> None:
+        """Everything that holds at any instant, also while an operator lies dead between two writes."""
+        self._remember()
+        for node in self.cluster.nodes.values():
+            self._no_two_hands(node)
+        self._slices_are_conserved()
+        self._firm_leases_stay()
+        self._every_second_once()
+
+    def check_reports(self) -> None:
+        """What holds after a cycle that was not cut short."""
+        for uid in self.cluster.leases:
+            if self.cluster.snapshot_has(uid):
+                self._explains_itself(uid)
+
+    def _remember(self) -> None:
+        there = {(node.name, slot.device): slot for node in self.cluster.nodes.values() for slot in node.slots}
+        for place in self._spec.keys() - there.keys():
+            self._gone[place] = self.cluster.now
+        self._spec = there
+        for node in self.cluster.nodes.values():
+            for name, device in node.held.items():
+                if device.ready_at is not None:
+                    self._ready.setdefault((node.name, name), device.ready_at)
+
+    def _no_two_hands(self, node: Node) -> None:
+        """Neither promised, nor offered to the scheduler, nor handed to pods are two devices on the same slices."""
+        in_use = {place[1] for pod in self.cluster.pods.values() if pod.claim.prepared for place in pod.claim.devices}
+        offered = [device.slot for device in node.held.values() if device.published]
+        handed = [device.slot for name, device in node.held.items() if device.published or name in in_use]
+        for slots in (node.slots, offered, handed):
+            _assert_disjoint(slots)
+
+    def _slices_are_conserved(self) -> None:
+        states = self.cluster.slice_states()
+        slices = MEMORY_SLICES * sum(len(node.gpus) for node in self.cluster.nodes.values())
+        assert states.total() == slices, f"{states} do not add up to {slices}"
+        billed = [record.spec for record in self.cluster.records.values() if record.is_open]
+        if not billed:
+            assert states[SliceState.LEASED] == 0
+
+    def _firm_leases_stay(self) -> None:
+        """What is billed is promised, on every node that there is."""
+        for record in self.cluster.records.values():
+            if record.is_open and not self.losses:
+                places = {(device.node, device.device) for device in record.spec.devices}
+                assert places <= self._spec.keys(), f"{record.name} is billed for devices that were taken away"
+            if record.spec.reason is Reason.NODE_LOST:
+                assert self.losses, f"{record.name} was closed as lost, but nothing was lost"
+
+    def _every_second_once(self) -> None:
+        by_contract: dict[str, dict[int, UsageRecordSpec]] = defaultdict(dict)
+        for record in (*self.cluster.archive.values(), *self.cluster.records.values()):
+            by_contract[record.spec.contract][record.spec.segment] = record.spec
+        for contract, segments in by_contract.items():
+            specs = [segments[number] for number in sorted(segments)]
+            assert sorted(segments) == list(range(1, len(specs) + 1)), f"{contract} has a gap in its segments"
+            for spec in specs:
+                self._within_its_hold(spec)
+            for former, later in pairwise(specs):
+                assert former.billable_to is not None, f"{contract} has two open segments"
+                assert former.billable_to <= later.billable_from, f"{contract} bills a second twice"
+
+    def _within_its_hold(self, spec: UsageRecordSpec) -> None:
+        """Billed time lies between the moment the last device was ready and the moment the first was taken away."""
+        places = [(device.node, device.device) for device in spec.devices]
+        assert all(self._ready[place] <= spec.billable_from for place in places)
+        if spec.billable_to is None:
+            return
+        assert spec.seconds == (spec.billable_to - spec.billable_from).total_seconds() >= 0
+        gone = [self._gone[place] for place in places if place in self._gone]
+        if not self.losses:
+            assert all(spec.billable_to <= instant for instant in gone)
+
+    def _explains_itself(self, uid: str) -> None:
+        ready = self.cluster.condition(uid)
+        assert ready.reason
+        assert ready.message, f"{uid} says nothing"
+        is_billed = any(record.is_open and record.spec.contract == uid for record in self.cluster.records.values())
+        assert self.cluster.is_true(uid) == is_billed
+        waits_for_room = ready.reason is Reason.QUEUED
+        assert waits_for_room == (self.cluster.leases[uid].status.position is not None)
+        assert not (self.cluster.is_true(uid) and self.cluster.is_true(uid, ConditionType.SETTLED))
+
+
+def _assert_disjoint(slots: Iterable[Slot]) -> None:
+    taken: dict[str, int] = defaultdict(int)
+    for slot in slots:
+        assert not taken[slot.gpu] & mask(slot), f"{slot.device} overlaps another device on {slot.gpu}"
+        taken[slot.gpu] |= mask(slot)
