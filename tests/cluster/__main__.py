@@ -3,6 +3,7 @@
 import sys
 
 import click
+from rich.console import Console
 
 from tests.cluster import binaries
 
@@ -19,6 +20,30 @@ def build() -> None:
         binaries.ensure()
     except binaries.BuildError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+def demo() -> None:
+    """Tell the story of a few leases on a real API server; fails unless every step was observed."""
+    from tests.cluster import demo as story  # noqa: PLC0415  (the other commands are up sooner without)
+
+    sys.exit(story.run(Console()))
+
+
+@main.command()
+def up() -> None:
+    """Start the demo's world and leave it running in the background."""
+    from tests.cluster import up as background  # noqa: PLC0415
+
+    click.echo(background.run_up())
+
+
+@main.command()
+def down() -> None:
+    """End what `up` has started."""
+    from tests.cluster import up as background  # noqa: PLC0415
+
+    click.echo(background.down())
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ PAUSE_SECONDS: Final = 0.2
 class NotSeenError(AssertionError):
     """Something did not show on the API server in time; `expected` and `seen` say what."""
 
-    def __init__(self, expected: str, seen: str, seconds: float) -> None:
-        super().__init__(f"expected {expected}, within {seconds:.0f} s; seen: {seen}")
+    def __init__(self, expected: str, seen: str, patience_seconds: float | None = None) -> None:
+        within = "" if patience_seconds is None else f" within {patience_seconds:.0f} s"
+        super().__init__(f"expected{within}: {expected}; seen: {seen}")
         self.expected = expected
         self.seen = seen
 
@@ -146,7 +147,9 @@ class Observed:
                 case "DELETED":
                     self._note(kind, body)
                     self._lose(kind, body["metadata"]["uid"])
-                case "ERROR":
+                case "BOOKMARK":
+                    pass
+                case _:
                     raise ApiError(body.get("code", 0), body.get("reason", ""), body.get("message", ""))
             version = body["metadata"]["resourceVersion"]
             self._changed.set()

@@ -102,7 +102,7 @@ def picture(scene: Scene, width: int, height: int) -> RenderableType:
     lines += [*_leases(scene, colours, width), *_queue(scene, width)]
     room = height - len(lines)
     if room > len(scene.steps) + 2:
-        lines.append(_legend(width))
+        lines.append(_legend())
         room -= 1
     lines += _steps(scene.steps, width, room)
     return Group(*(_fitted(line, width) for line in lines[:height]))
@@ -373,13 +373,16 @@ def _step(step: Step) -> list[Text]:
                 Text(f"   {step.note}", "cyan"),
             ]
         case StepState.FAILED:
-            return [Text.assemble((" ✗ ", "bold red"), f"{seconds} ", (step.title, "bold red")), Text(f"   {step.note}")]
+            return [
+                Text.assemble((" ✗ ", "bold red"), f"{seconds} ", (step.title, "bold red")),
+                Text(f"   {step.note}"),
+            ]
 
 
 # --- lines --------------------------------------------------------------------------------------------------------
 
 
-def _legend(width: int) -> Text:
+def _legend() -> Text:
     """What the colours mean. A lease's own colour stands before its name."""
     parts = [(" lease ", f"black on {PALETTE[0]}"), (" miner ", MINER), (" hand-over ", MOVING), (" faulty ", FAULTY)]
     text = Text(" ")
@@ -401,4 +404,3 @@ def _fitted(line: Text, width: int) -> Text:
     line.truncate(width, overflow="ellipsis")
     line.no_wrap = True
     return line
-

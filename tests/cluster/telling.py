@@ -68,8 +68,21 @@ class Telling:
         """The steps, with the time that the present one has taken so far."""
         return tuple(self._timed(step) if step.state is StepState.NOW else step for step in self.steps)
 
+    def present_title(self) -> str:
+        """Title of the step that failed or is being told; of the last one when all are done."""
+        unfinished = (step.title for step in self.steps if step.state in (StepState.NOW, StepState.FAILED))
+        return next(unfinished, self.steps[-1].title)
+
+    def summary(self) -> None:
+        """The steps with their times, for a terminal from which the picture has gone."""
+        marks = {StepState.DONE: "✓", StepState.FAILED: "✗"}
+        for step in self.steps if self.live else ():
+            if step.state in marks:
+                line = f"{marks[step.state]} {step.seconds:5.1f} s  {step.note or step.title}"
+                self.console.print(line, markup=False, highlight=False)
+
     def _end(self, index: int, state: StepState, seen: str) -> None:
-        step = self._timed(replace(self.steps[index], state=state))
+        step = self._timed(replace(self.steps[index], state=state, note=seen or self.steps[index].note))
         self.steps[index] = step
         mark = "✓" if state is StepState.DONE else "✗"
         if not self.live:

@@ -1,4 +1,4 @@
-"""The agent against a real API server: the order of what it writes, who gets a device, and what a kill leaves behind."""
+"""The agent against a real API server: the order of its writes, who gets a device, and what a kill leaves behind."""
 
 from __future__ import annotations
 
@@ -66,7 +66,17 @@ def first(history: list[Seen], kind: str, condition: Callable[[Seen], bool]) -> 
     return next(seen.version for seen in history if seen.kind == kind and condition(seen))
 
 
-# ------------------------------------------------------------------------------------------------------------- the order
+def stored(history: list[Seen], device: str) -> int:
+    """Version of the first status that calls the device ready."""
+    return first(history, "GpuNode", lambda seen: device in seen.ready)
+
+
+def published(history: list[Seen], device: str) -> int:
+    """Version of the first slice with the device."""
+    return first(history, "ResourceSlice", lambda seen: device in seen.published)
+
+
+# ------------------------------------------------------------------------------------------------------- the order
 
 
 def test_a_device_is_stored_as_ready_before_it_is_published(stage: Stage) -> None:
@@ -76,9 +86,7 @@ def test_a_device_is_stored_as_ready_before_it_is_published(stage: Stage) -> Non
             await bench.specify(whole, part)
             history = await bench.told(await bench.published(whole, part))
         for device in (whole["device"], part["device"]):
-            stored = first(history, "GpuNode", lambda seen, device=device: device in seen.ready)
-            published = first(history, "ResourceSlice", lambda seen, device=device: device in seen.published)
-            assert stored < published
+            assert stored(history, device) < published(history, device)
         instants = {slot["device"]: slot["readyAt"] for slot in (await bench.gpu_node()).slots}
         for seen in history:
             told = {slot["device"]: slot.get("readyAt") for slot in seen.slots if slot["state"] == "Ready"}
@@ -181,7 +189,7 @@ def test_a_gpu_that_fails_leaves_the_slice_and_no_other_is_delayed(stage: Stage)
     play(stage, story)
 
 
-# ------------------------------------------------------------------------------------------------------- who gets a device
+# ----------------------------------------------------------------------------------------------- who gets a device
 
 
 def test_the_holders_claim_gets_its_device_and_a_file_for_the_container_runtime(stage: Stage) -> None:
@@ -245,7 +253,7 @@ def test_a_claim_that_comes_in_the_moment_of_withdrawal_is_refused(stage: Stage)
     play(stage, story)
 
 
-# ---------------------------------------------------------------------------------------------------------- lost objects
+# ---------------------------------------------------------------------------------------------------- lost objects
 
 
 def test_what_somebody_deletes_comes_back_as_it_was(stage: Stage) -> None:
@@ -290,7 +298,7 @@ def test_a_gpu_in_another_mode_than_declared_is_not_to_be_planned_on(stage: Stag
     stage.play(run())
 
 
-# ------------------------------------------------------------------------------------------------------------------ kills
+# ----------------------------------------------------------------------------------------------------------- kills
 
 MOMENTS = (
     "creating", "stored", "published", "prepared", "withdrawn", "waiting", "released", "destroying", "done",
@@ -339,8 +347,8 @@ async def check_outcome(bench: Bench, miner: Object, lease: Object, claim: Objec
     assert bench.gpus.layout(7) == {("3g.40gb", 4)}
     assert bench.gpus.hardware.serial == 2, "more instances were created than the two that were asked for"
     ready_at = {slot["readyAt"] for slot in seen.slots}
-    published = [slot["attributes"]["uuid"]["string"] for slot in (await bench.slice()).body["spec"]["devices"]]
-    assert [slot["uuid"] for slot in seen.slots] == published
+    uuids = [slot["attributes"]["uuid"]["string"] for slot in (await bench.slice()).body["spec"]["devices"]]
+    assert [slot["uuid"] for slot in seen.slots] == uuids
     assert len(ready_at) == 1
     assert "does not exist on this node any more" in (await bench.prepare(claim)).error
     assert miner["device"] not in seen.states
@@ -369,7 +377,7 @@ def test_a_kill_at_any_moment_changes_nothing_about_the_outcome(stage: Stage, mo
 
 
 def test_a_kill_at_a_sampled_moment_changes_nothing_about_the_outcome(stage: Stage, seed: int) -> None:
-    for moment in random.Random(seed).sample(MOMENTS, 2):
+    for moment in random.Random(seed).sample(MOMENTS, 2):  # noqa: S311  (a sample, no secret)
         kill_at(stage, moment)
 
 
@@ -380,7 +388,7 @@ def test_a_restart_keeps_instants_and_names_of_what_serves(stage: Stage) -> None
         slots = [bench.slot(0, "full", 0, LEASE), bench.slot(7, "3g.40gb", 4, LEASE)]
         async with bench.agent():
             await bench.specify(*slots)
-            before, published = await bench.settled(*slots), await bench.published(*slots)
+            before, there = await bench.settled(*slots), await bench.published(*slots)
         async with bench.watching():
             async with bench.agent():
                 more = bench.slot(1, "full", 0, LEASE)
@@ -393,7 +401,7 @@ def test_a_restart_keeps_instants_and_names_of_what_serves(stage: Stage) -> None
             if seen.kind == "ResourceSlice":
                 assert {slot["device"] for slot in slots} <= seen.published
         assert bench.gpus.hardware.serial == 1
-        assert published.body["metadata"]["uid"] == (await bench.slice()).body["metadata"]["uid"]
+        assert there.body["metadata"]["uid"] == (await bench.slice()).body["metadata"]["uid"]
 
     stage.play(run())
 

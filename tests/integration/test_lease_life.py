@@ -175,8 +175,9 @@ async def test_raising_the_duration_extends_a_running_lease(world: World) -> Non
 @story
 async def test_a_duration_that_is_already_over_is_refused_and_the_old_one_stays(world: World) -> None:
     await world.create(lease("shorter", gpus={"profile": "full"}, term={"duration": "1h", "notice": "1s"}))
-    await world.ready("shorter")
-    await asyncio.sleep(2.5)
+    ready = await world.ready("shorter")
+    over = _time(ready["status"]["billableFrom"]) + timedelta(seconds=3)
+    await asyncio.sleep((over - datetime.now(UTC)).total_seconds())
     await _patch(world, "shorter", term={"duration": "2s"})
     refused = await world.condition("shorter", "Stalled", "True", "ExtensionRefused")
     assert refused["status"]["acceptedDuration"] == "1h"

@@ -122,7 +122,7 @@ class Agent:
         """Call until the API server has answered: without it there is nothing to do."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(KubeError),
-            wait=wait_exponential_jitter(initial=0.1, max=_LONGEST_PAUSE, jitter=0.1),
+            wait=wait_exponential_jitter(multiplier=0.1, max=_LONGEST_PAUSE, jitter=0.1),
             sleep=self._clock.sleep,
             before_sleep=before_sleep_log(_log, logging.WARNING),
         )

@@ -82,7 +82,7 @@ class Outbox:
             self._woken.clear()
             await AsyncRetrying(
                 retry=retry_if_exception_type(KubeError),
-                wait=wait_exponential_jitter(initial=0.05, max=_LONGEST_PAUSE, jitter=0.05),
+                wait=wait_exponential_jitter(multiplier=0.05, max=_LONGEST_PAUSE, jitter=0.05),
                 sleep=self._clock.sleep,
                 before_sleep=self._failed,
             )(self._write)

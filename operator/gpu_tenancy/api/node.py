@@ -36,9 +36,10 @@ class SlotState(StrEnum):
 
 
 class NodeConditionType(StrEnum):
-    """Conditions of a GpuNode, written by the agent."""
+    """Conditions of a GpuNode: `Ready` is the agent's, `AgentSilent` the operator's."""
 
     READY = "Ready"
+    AGENT_SILENT = "AgentSilent"
 
 
 class NodeReason(StrEnum):
@@ -48,6 +49,7 @@ class NodeReason(StrEnum):
     WORKING = "Working"
     NO_GPUS = "NoGpus"
     DEVICE_FAILED = "DeviceFailed"
+    HEARTBEAT_MISSED = "HeartbeatMissed"
 
 
 class Slot(ApiModel):
@@ -173,7 +175,7 @@ class GpuNodeStatus(ApiModel):
         list[NodeCondition],
         Field(max_length=8, json_schema_extra=list_map("type")),
     ] = []
-    """Ready."""
+    """Ready and, while nobody is heard, AgentSilent."""
 
 
 class GpuNode(ApiModel):

@@ -26,10 +26,10 @@ from gpu_tenancy.controller.views import Views
 from gpu_tenancy.core import planner, status
 from gpu_tenancy.core.actions import Plan
 from gpu_tenancy.core.pricing import pricing
-from gpu_tenancy.core.snapshot import Failure, Key, Snapshot
+from gpu_tenancy.core.snapshot import Failure, Key, NodeFacts, Snapshot
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
-from gpu_tenancy.kube.errors import Conflict, KubeError
+from gpu_tenancy.kube.errors import Conflict, KubeError, NotFound
 from gpu_tenancy.kube.resources import Resource
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 SHORTEST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 10.0
 """Seconds before a cycle is tried again after an error: doubled from the shortest to the longest."""
+CONFLICTS_AT_ONCE: Final = 3
+"""Cycles in a row that a conflict repeats at once; after that the view is given time to catch up."""
 STUCK_SECONDS: Final = 60.0
 """A cycle that takes longer is reported as dead."""
 
@@ -67,6 +69,7 @@ class Cycle:
         self._written: dict[str, datetime] = {}
         self._beat = time.monotonic()
         self._errors = 0
+        """Cycles in a row that left something undone."""
 
     async def run(self) -> None:
         """Keep the cluster as planned until cancelled."""
@@ -94,11 +97,7 @@ class Cycle:
             await asyncio.sleep(self._settings.coalesce_ms / 1000)
             self.dirty.clear()
             try:
-                wake, smooth = await self._turn()
-                if smooth:
-                    self._errors = 0
-                else:
-                    await self._pause("")
+                wake = await self._turn()
             except KubeError as error:
                 await self._pause(f"Cycle ended by the API server: {error}")
             except Exception:  # noqa: BLE001  (one bad cycle must not end the loop: logged, counted, tried again)
@@ -124,9 +123,12 @@ class Cycle:
             _log.warning(message)
         self._metrics.failures.inc()
         self._errors += 1
-        await asyncio.sleep(min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(self._errors, 10)))
+        await asyncio.sleep(self._back_off())
         self._beat = time.monotonic()
         self.dirty.set()
+
+    def _back_off(self) -> float:
+        return min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(self._errors, 10))
 
     async def _wait(self, wake: datetime | None) -> None:
         """Until something changed, or `wake`; the loop shows that it lives at least twice before it counts as dead."""
@@ -141,8 +143,8 @@ class Cycle:
                 if wake is not None and self._now() >= wake:
                     return
 
-    async def _turn(self) -> tuple[datetime | None, bool]:
-        """One cycle: when to run the next one though nothing happens, and whether the API server answered to all."""
+    async def _turn(self) -> datetime | None:
+        """One cycle; when to run the next one though nothing happens."""
         began = time.monotonic()
         self._beat = began
         doubtful_for = await self.views.store.resync(self._client)
@@ -165,10 +167,21 @@ class Cycle:
         await self._execute.finish(plan.actions, outcome, now)
         self.cycles += 1
         self._metrics.cycles.observe(time.monotonic() - began)
-        if outcome.conflict:
-            self.dirty.set()
-        wakes = [plan.next_wake, None if doubtful_for is None else now + timedelta(seconds=doubtful_for)]
-        return min((wake for wake in wakes if wake is not None), default=None), not outcome.transient
+        pauses = (doubtful_for, outcome.again, self._vetting.again, self._undone_for(outcome))
+        wakes = [plan.next_wake, *(now + timedelta(seconds=pause) for pause in pauses if pause is not None)]
+        return min((wake for wake in wakes if wake is not None), default=None)
+
+    def _undone_for(self, outcome: Outcome) -> float | None:
+        """Seconds until what was left undone is tried again; None where nothing was, or a lease or pool is to blame."""
+        if not (outcome.conflict or outcome.trouble):
+            self._errors = 0
+            return None
+        self._errors += 1
+        if outcome.trouble:
+            self._metrics.failures.inc()
+        elif self._errors <= CONFLICTS_AT_ONCE:
+            return 0.0
+        return self._back_off()
 
     def _snapshot(self, now: datetime) -> Snapshot:
         failures = {uid: failure for uid, (_, failure) in self._failures.items()}
@@ -207,11 +220,12 @@ class Cycle:
         ]
         for one in plan.pools:
             new = status.pool_status(one, snapshot.failures.get(one.pool.uid), now)
-            writes.append(self._report_plain(resources.MINING_POOLS, one.pool.key, one.pool.status, new, outcome))
+            writes.append(self._report_plain(resources.MINING_POOLS, one.pool.key, one.pool.status, new))
         prices = pricing(snapshot.books, now)
         for book in snapshot.books:
             new_book = status.book_status(book, prices, now)
-            writes.append(self._report_plain(resources.PRICE_BOOKS, Key("", book.name), book.status, new_book, outcome))
+            writes.append(self._report_plain(resources.PRICE_BOOKS, Key("", book.name), book.status, new_book))
+        writes += [self._mark(node, now) for node in snapshot.nodes]
         await asyncio.gather(*writes)
         self._metrics.show_leases(Counter(_state(one) for one in statuses.values()))
 
@@ -219,29 +233,41 @@ class Cycle:
         body = self.views.store.get(resources.GPU_LEASES, key.namespace, key.name)
         if body is None or body["metadata"]["uid"] != uid:
             return
-        for note in transitions(old, new):
+        written = body.get("status") == new.to_wire()
+        if not written and status.differs(old, new, self._written.get(uid), now):
+            self._written[uid] = now
+            written = await self._write(resources.GPU_LEASES, body, new.to_wire())
+        for note in transitions(old, new) if written else ():
             self.events.post(resources.GPU_LEASES, body, *note)
             self._metrics.count_transition(note)
-        if body.get("status") == new.to_wire() or not status.differs(old, new, self._written.get(uid), now):
-            return
-        self._written[uid] = now
-        await self._write(resources.GPU_LEASES, body, new.to_wire())
 
-    async def _report_plain(self, resource: Resource, key: Key, old: ApiModel, new: ApiModel, outcome: Outcome) -> None:
+    async def _report_plain(self, resource: Resource, key: Key, old: ApiModel, new: ApiModel) -> None:
         body = self.views.store.get(resource, key.namespace or None, key.name)
-        if body is None or old == new or outcome.transient:
+        if body is None or old == new:
             return
         await self._write(resource, body, new.to_wire())
 
-    async def _write(self, resource: Resource, body: Object, wire: Object) -> None:
+    async def _mark(self, node: NodeFacts, now: datetime) -> None:
+        """Say on a GpuNode that its agent is silent, and take that back once it is heard."""
+        conditions = status.node_conditions(node, now)
+        body = self.views.store.get(resources.GPU_NODES, None, node.name)
+        if conditions == node.conditions or body is None:
+            return
+        wire = {**(body.get("status") or {}), "conditions": [one.to_wire() for one in conditions]}
+        await self._write(resources.GPU_NODES, body, wire)
+
+    async def _write(self, resource: Resource, body: Object, wire: Object, outcome: Outcome) -> bool:
+        """Write a status; whether it was. One that is refused is tried again like everything else, without haste."""
         try:
             await self._execute.write_status(resource, body, wire)
-        except Conflict:
-            self.dirty.set()
+        except (Conflict, NotFound):
+            outcome.conflict = True
         except KubeError as error:
             _log.warning("Status of %s %s not written: %s", resource.kind, body["metadata"]["name"], error)
-            await asyncio.sleep(SHORTEST_PAUSE)
-            self.dirty.set()
+            outcome.trouble = True
+        else:
+            return True
+        return False
 
     async def _resync(self) -> None:
         """Now and then believe nobody and list everything: a watch may lose what vanished while it was cut."""

@@ -47,15 +47,18 @@ _log = logging.getLogger(__name__)
 
 STAGES: Final[tuple[tuple[type[Action], ...], ...]] = (
     (OpenRecord, CloseRecord, ArchiveRecord),
-    (Admit,),
+    (Admit, CreateClaimTemplate),
     (SetSlots,),
     (StopMiner, DeleteClaimTemplate, DeleteJob, DeletePod),
-    (CreateClaimTemplate, CreateJob, StartMiner),
+    (CreateJob, StartMiner),
 )
-"""What must be done before what; the actions of one stage run together."""
+"""What must be done before what; the actions of one stage run together. A claim template comes before the promise: it is
+harmless without devices, and where its name is taken nothing is promised and nobody is stopped."""
 LAST: Final = (Unbind,)
 """Done after the statuses are written: what is let go cannot be written to."""
 
+CLOSING: Final = ("billableTo", "seconds", "reason")
+"""Fields of a UsageRecord that are written when its segment ends."""
 FIRST_RETRY: Final = timedelta(seconds=2)
 LONGEST_RETRY: Final = timedelta(minutes=5)
 
@@ -69,13 +72,16 @@ class Outcome:
 
     conflict: bool = False
     """Something was not as the plan assumed: plan anew at once."""
-    transient: bool = False
-    """The API server could not be asked: plan anew after a pause."""
+    trouble: bool = False
+    """Something could not be done, and no lease or pool is to blame for it: plan anew after a pause."""
     failed: set[str] = field(default_factory=set)
     """UIDs of leases and pools of which some action was not done."""
     nodes: set[str] = field(default_factory=set)
     """Nodes whose slots were not written."""
     refused: dict[str, Failure] = field(default_factory=dict)
+    """What the API server refused as things are, by UID of the lease or pool."""
+    again: float | None = None
+    """Seconds after which a call that was made a moment ago is due again, should its effect still not show."""
 
 
 class Execute:
@@ -87,7 +93,7 @@ class Execute:
         self._settings = settings
         self._notify = notify
         self._expected = Expectations()
-        self._refusals: dict[str, int] = {}
+        self._refusals: dict[str, tuple[int, datetime]] = {}
 
     async def run(self, actions: Iterable[Action], statuses: Mapping[str, GpuLeaseStatus], now: datetime) -> Outcome:
         """Do the actions, stage by stage. `statuses`: what to write where a lease is admitted, by UID."""
@@ -96,6 +102,7 @@ class Execute:
         for stage in STAGES:
             due = [action for action in waiting if isinstance(action, stage)]
             await asyncio.gather(*(self._attempt(action, statuses, outcome, now) for action in due))
+        outcome.again = self._expected.held_back()
         return outcome
 
     async def finish(self, actions: Iterable[Action], outcome: Outcome, now: datetime) -> None:
@@ -111,7 +118,6 @@ class Execute:
             return
         try:
             await self._do(action, statuses)
-            self._refusals.pop(uid, None)
         except Conflict as error:
             _log.info("%s: %s; planning anew.", type(action).__name__, error)
             outcome.conflict = True
@@ -119,16 +125,25 @@ class Execute:
         except Rejected as error:
             _log.warning("%s was refused: %s", type(action).__name__, error)
             _undone(action, uid, outcome)
-            outcome.refused[uid] = self._failure(uid, error, now)
+            self._refused(action, uid, error, outcome, now)
         except KubeError as error:
             _log.warning("%s: %s; it is tried again.", type(action).__name__, error)
-            outcome.transient = True
+            outcome.trouble = True
             _undone(action, uid, outcome)
 
-    def _failure(self, uid: str, error: KubeError, now: datetime) -> Failure:
+    def _refused(self, action: Action, uid: str, error: Rejected, outcome: Outcome, now: datetime) -> None:
+        """Blame whom the action was for; of several refusals in one cycle the first counts."""
+        blamed = action.requires if isinstance(action, SetSlots) else {uid} - {""}
+        outcome.trouble |= not blamed
+        for one in blamed - outcome.refused.keys():
+            outcome.refused[one] = self._failure(one, error, now)
+
+    def _failure(self, uid: str, error: Rejected, now: datetime) -> Failure:
         """Refused for good as things are: tried again ever more rarely."""
-        times = self._refusals[uid] = self._refusals.get(uid, 0) + 1
-        pause = min(LONGEST_RETRY, FIRST_RETRY * 2 ** min(times - 1, 10))
+        self._refusals = {one: kept for one, kept in self._refusals.items() if now - kept[1] < 2 * LONGEST_RETRY}
+        times, _ = self._refusals.get(uid, (0, now))
+        self._refusals[uid] = (times + 1, now)
+        pause = min(LONGEST_RETRY, FIRST_RETRY * 2 ** min(times, 10))
         reason = Reason.NAME_TAKEN if isinstance(error, NameTakenError) else Reason.API_REJECTED
         return Failure(str(reason), error.message, now + pause)
 
@@ -182,11 +197,20 @@ class Execute:
         closed = record.spec.model_copy(
             update={"billable_to": action.billable_to, "seconds": action.seconds, "reason": action.reason}
         ).to_wire()
-        operations = [
-            {"op": "add", "path": f"/spec/{name}", "value": closed[name]}
-            for name in ("billableTo", "seconds", "reason")
+        held = self._store.get(resources.USAGE_RECORDS, record.namespace, record.name)
+        if held is None:
+            raise Conflict(409, "Gone", f"UsageRecord {record.name} is not known any more.")
+        operations: list[Mapping[str, Any]] = [
+            {"op": "test", "path": "/metadata/generation", "value": held["metadata"]["generation"]},
+            *({"op": "add", "path": f"/spec/{name}", "value": closed[name]} for name in CLOSING),
         ]
-        answer = await self._client.json_patch(resources.USAGE_RECORDS, record.name, operations, record.namespace)
+        try:
+            answer = await self._client.json_patch(resources.USAGE_RECORDS, record.name, operations, record.namespace)
+        except Conflict:
+            # Closed already, by a write whose answer was lost: what is on record counts.
+            found = await self._client.get(resources.USAGE_RECORDS, record.name, record.namespace)
+            self._store.write_through(found)
+            raise
         self._store.write_through(answer)
 
     async def _archive_record(self, action: ArchiveRecord) -> None:
@@ -223,7 +247,10 @@ class Execute:
             {"op": "test", "path": "/metadata/generation", "value": action.generation},
             {"op": "replace", "path": "/spec", "value": {"slots": [slot.to_wire() for slot in action.slots]}},
         ]
-        answer = await self._client.json_patch(resources.GPU_NODES, action.node, operations)
+        try:
+            answer = await self._client.json_patch(resources.GPU_NODES, action.node, operations)
+        except NotFound as error:
+            raise Conflict(error.status, error.reason, error.message) from error
         self._store.write_through(answer)
 
     # --- stopping
@@ -277,12 +304,21 @@ class Execute:
         try:
             await self._client.create(resource, body)
         except AlreadyExists:
-            found = await self._client.get(resource, name, namespace)
-            if (found["metadata"].get("labels") or {}).get(names.LABEL_HOLDER) != holder:
+            if not await self._is_ours(resource, namespace, name, holder):
+                self._expected.forget("create", resource, namespace, name)
                 raise NameTakenError(resource, namespace, name) from None
         except KubeError:
             self._expected.forget("create", resource, namespace, name)
             raise
+
+    async def _is_ours(self, resource: Resource, namespace: str, name: str, holder: str) -> bool:
+        """Whether the object that has the name was made for the holder. Raises Conflict where it just went."""
+        try:
+            found = await self._client.get(resource, name, namespace)
+        except NotFound as error:
+            self._expected.forget("create", resource, namespace, name)
+            raise Conflict(error.status, error.reason, error.message) from error
+        return bool((found["metadata"].get("labels") or {}).get(names.LABEL_HOLDER) == holder)
 
     # --- letting go
 

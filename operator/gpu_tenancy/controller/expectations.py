@@ -21,21 +21,28 @@ class Expectations:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until: dict[tuple[str, Resource, str, str], float] = {}
+        self._held_back: float | None = None
 
-    def begin(self, verb: str, resource: Resource, namespace: str, name: str) -> float:
-        """0 where the call should be made now: it is expected from now on. Else the seconds until it may be made again,
-        if its effect has not shown by then."""
+    def begin(self, verb: str, resource: Resource, namespace: str, name: str) -> bool:
+        """Whether the call should be made now; if so, it is expected from now on."""
         now = self._clock()
         if len(self._until) > 1000:
             self._until = {call: until for call, until in self._until.items() if until > now}
         call = (verb, resource, namespace, name)
-        if (left := self._until.get(call, 0.0) - now) > 0:
-            return left
+        if (until := self._until.get(call, 0.0)) > now:
+            self._held_back = min(until, self._held_back or until)
+            return False
         self._until[call] = now + PATIENCE_SECONDS
-        if verb == "delete":
-            # What is deleted may be created again at once.
-            self._until.pop(("create", resource, namespace, name.partition("/")[0]), None)
-        return 0.0
+        # What is deleted may be created again at once, and the other way round.
+        opposite = "create" if verb == "delete" else "delete"
+        self._until.pop((opposite, resource, namespace, name.partition("/")[0]), None)
+        return True
+
+    def held_back(self) -> float | None:
+        """Seconds until the first of the calls that were held back since this was last asked may be made again, should
+        its effect still not show by then; None where none was."""
+        until, self._held_back = self._held_back, None
+        return None if until is None else max(0.0, until - self._clock())
 
     def forget(self, verb: str, resource: Resource, namespace: str, name: str) -> None:
         """The call failed: it may be made again at once."""

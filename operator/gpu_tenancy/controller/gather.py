@@ -153,7 +153,8 @@ class Gather:
         spec, invalid = self._parse(GpuLeaseSpec, body, "spec")
         status, _ = self._parse(GpuLeaseStatus, body, "status")
         status = status or GpuLeaseStatus()
-        template, broken = self._template(body, spec, verdicts.get(uid))
+        vetted = "" if status.admitted_at else verdicts.get(uid)
+        template, broken = self._template(body, spec, vetted)
         own = records.pop(status.contract or uid, [])
         return LeaseFacts(
             key=key,
@@ -193,7 +194,9 @@ class Gather:
 
     def _ends(self, namespace: str) -> bool:
         found = self._views.namespaces.items.get(namespace)
-        return found is None or found.metadata.deletion_timestamp is not None or found.status.phase == "Terminating"
+        return found is not None and (
+            found.metadata.deletion_timestamp is not None or found.status.phase == "Terminating"
+        )
 
     def _has_claim_template(self, key: Key, uid: str) -> bool:
         found = self._views.claim_templates.items.get(str(key))
@@ -278,6 +281,7 @@ class Gather:
             foreign=foreign,
             ready=any(state.type == "Ready" and state.status == "True" for state in node.status.conditions),
             cordoned=node.spec.unschedulable,
+            conditions=tuple(observed.conditions),
             agent_until=until,
         )
 

@@ -31,6 +31,11 @@ class Amount:
         """Whether it fits into `other` in every dimension."""
         return self.cpu_milli <= other.cpu_milli and self.memory <= other.memory and self.pods <= other.pods
 
+    def times(self, each: Amount) -> int:
+        """How many times `each` fits into this; 1 where it is nothing at all."""
+        pairs = ((self.cpu_milli, each.cpu_milli), (self.memory, each.memory), (self.pods, each.pods))
+        return max(0, min((have // one for have, one in pairs if one), default=1))
+
     def larger(self, other: Amount) -> Amount:
         """The larger of both in each dimension."""
         return Amount(max(self.cpu_milli, other.cpu_milli), max(self.memory, other.memory), max(self.pods, other.pods))

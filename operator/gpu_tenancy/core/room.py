@@ -7,7 +7,7 @@ from typing import Final
 
 from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.core.actions import Refusal
-from gpu_tenancy.core.amounts import Amount, cores, gibibytes
+from gpu_tenancy.core.amounts import cores, gibibytes
 from gpu_tenancy.core.world import GpuBook, NodeBook, Want, World
 from gpu_tenancy.mig.layout import highest_start
 from gpu_tenancy.mig.profiles import FULL, of_model
@@ -27,7 +27,7 @@ def impossible(want: Want, world: World) -> Refusal | None:
     if total < want.pods:
         return _never(_too_few_gpus(want, nodes, total))
     willing = [node for node in seats if not _lasting_objection(node, want)]
-    fitting = sum(min(seats[node], _times(node.facts.allocatable, want.needs.amount)) for node in willing)
+    fitting = sum(min(seats[node], node.facts.allocatable.times(want.needs.amount)) for node in willing)
     if fitting < want.pods:
         return _never(_too_little_else(want, list(seats), willing, fitting))
     return None
@@ -121,7 +121,7 @@ def _free_seats(node: NodeBook, want: Want, world: World) -> int:
     else:
         serving = [book for book in node.gpus.values() if _serves(book, want) and book.gpu.healthy]
         seats = sum(_slices_free(book, want, book.hard) for book in serving)
-    return min(seats, _times(node.free, want.needs.amount))
+    return min(seats, node.free.times(want.needs.amount))
 
 
 def _slices_free(book: GpuBook, want: Want, occupied: int) -> int:
@@ -130,12 +130,6 @@ def _slices_free(book: GpuBook, want: Want, occupied: int) -> int:
         occupied |= shape.mask(start)
         count += 1
     return count
-
-
-def _times(free: Amount, each: Amount) -> int:
-    """How many times `each` fits into `free`."""
-    pairs = ((free.cpu_milli, each.cpu_milli), (free.memory, each.memory), (free.pods, each.pods))
-    return max(0, min((have // one for have, one in pairs if one), default=1))
 
 
 def _pods(count: int) -> str:

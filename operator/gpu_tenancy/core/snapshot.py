@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gpu_tenancy.api.base import format_time
 from gpu_tenancy.api.lease import GpuLeaseSpec, GpuLeaseStatus
-from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot
+from gpu_tenancy.api.node import Gpu, NodeCondition, ObservedSlot, Slot
 from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
@@ -52,6 +52,8 @@ class NodeFacts:
     ready: bool = True
     """The Node's Ready condition."""
     cordoned: bool = False
+    conditions: tuple[NodeCondition, ...] = ()
+    """Conditions of the GpuNode."""
     agent_until: datetime | None = None
     """Until when the agent's last heartbeat counts; None: no agent was ever heard."""
 

@@ -11,13 +11,14 @@ from typing import Final
 
 from gpu_tenancy.api.base import ConditionStatus, format_time, parse_duration
 from gpu_tenancy.api.lease import ConditionType, Cost, GpuLeaseStatus, LeaseCondition, LeaseEnd, Reason
+from gpu_tenancy.api.node import NodeCondition, NodeConditionType, NodeReason
 from gpu_tenancy.api.pool import MiningPoolStatus, PoolCondition, PoolConditionType, PoolReason
 from gpu_tenancy.api.pricebook import BookCondition, BookConditionType, BookReason, PriceBookStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core import ledger
 from gpu_tenancy.core.actions import Outlook, PoolOutlook
 from gpu_tenancy.core.pricing import Pricing
-from gpu_tenancy.core.snapshot import BookFacts, Failure
+from gpu_tenancy.core.snapshot import BookFacts, Failure, NodeFacts
 from gpu_tenancy.core.terms import FINAL_REASONS, current_job, floor_second
 
 REFRESH: Final = timedelta(minutes=5)
@@ -121,7 +122,9 @@ def _conditions(outlook: Outlook, failure: Failure | None, now: datetime) -> lis
 
 
 def _transition(
-    former: LeaseCondition | PoolCondition | BookCondition | None, status: ConditionStatus, now: datetime
+    former: LeaseCondition | PoolCondition | BookCondition | NodeCondition | None,
+    status: ConditionStatus,
+    now: datetime,
 ) -> datetime:
     return former.last_transition_time if former and former.status is status else floor_second(now)
 
@@ -342,6 +345,27 @@ def _book_state(
         return BookReason.NOT_YET, f"Takes effect at {format_time(book.spec.effective_from)}."
     name = pricing.current.name if pricing.current else "another book"
     return BookReason.SUPERSEDED, f"Superseded by {name}."
+
+
+def node_conditions(node: NodeFacts, now: datetime) -> tuple[NodeCondition, ...]:
+    """Conditions of a GpuNode with the operator's mark: AgentSilent is there exactly while nobody is heard.
+
+    A silent agent cannot say so itself; one that is heard again leaves its own conditions as they are.
+    """
+    others = tuple(one for one in node.conditions if one.type is not NodeConditionType.AGENT_SILENT)
+    objection = node.agent_objection(now)
+    if not objection:
+        return others
+    former = next((one for one in node.conditions if one.type is NodeConditionType.AGENT_SILENT), None)
+    mark = NodeCondition(
+        type=NodeConditionType.AGENT_SILENT,
+        status=TRUE,
+        reason=NodeReason.HEARTBEAT_MISSED,
+        message=f"{objection[0].upper()}{objection[1:]}: nothing new is planned on this node.",
+        last_transition_time=_transition(former, TRUE, now),
+        observed_generation=node.generation,
+    )
+    return (*others, former if former and former.message == mark.message else mark)
 
 
 # --- when a difference is worth a write -----------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from heapq import heapify, heappop, heappush
+from itertools import combinations
 from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import HolderKind
@@ -17,7 +19,7 @@ from gpu_tenancy.api.node import Gpu, GpuMode, ObservedSlot, Slot
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts
-from gpu_tenancy.mig.layout import Placement, filling, highest_start, mask_of
+from gpu_tenancy.mig.layout import Placement, filling, mask_of
 from gpu_tenancy.mig.profiles import FULL, of_model
 
 WHOLE_MASK: Final = 0xFF
@@ -128,14 +130,15 @@ class World:
         pod finds none. Pods are alike, so a seat taken for one never spoils the count for the others."""
         seats: list[Seat] = []
         before: list[_Former] = []
-        for remaining in range(want.pods, 0, -1):
-            seat = self._whole_seat(want) if want.profile == FULL else self._slice_seat(want, remaining)
-            if seat is None:
+        while (remaining := want.pods - len(seats)) > 0:
+            found = self._whole_seats(want) if want.profile == FULL else self._slice_seats(want, remaining)
+            if not found:
                 self._undo(want, seats, before)
                 return None
-            before.extend((book, book.hard, book.miners, book.draining) for book in seat.gpus)
-            self._take(want, seat)
-            seats.append(seat)
+            for seat in found:
+                before.extend((book, book.hard, book.draining) for book in seat.gpus)
+                self._take(want, seat)
+            seats += found
         return tuple(seats)
 
     def allows(self, node: NodeBook, needs: PodNeeds) -> bool:
@@ -150,7 +153,8 @@ class World:
     def _fits(self, node: NodeBook, needs: PodNeeds) -> bool:
         return needs.amount.at_most(node.free) and self.allows(node, needs)
 
-    def _whole_seat(self, want: Want) -> Seat | None:
+    def _whole_seats(self, want: Want) -> list[Seat]:
+        """The best seat for one pod of whole GPUs."""
         buckets = self._wholes.get(want.model, {})
         offers = [
             (_whole_cost(state, want.count), state.total, state)
@@ -160,22 +164,47 @@ class World:
         for _, _, state in sorted(offers):
             for node in buckets[state]:
                 if self._fits(node, want.needs):
-                    return Seat(node, _pick(node, want), 0)
-        return None
+                    return [Seat(node, _pick(node, want), 0)]
+        return []
 
-    def _slice_seat(self, want: Want, remaining: int) -> Seat | None:
-        buckets = self._slices.get(want.model, {})
-        wanted = min(remaining, MOST_DEVICES)
-        offers = [
-            (offer, state)
-            for state, bucket in buckets.items()
-            if bucket.books and (offer := bucket.offer(want.profile, wanted)) is not None
+    def _slice_seats(self, want: Want, remaining: int) -> list[Seat]:
+        """The best seats for up to `remaining` pods on one MIG GPU.
+
+        What a bucket's GPUs offer is first taken as if their nodes had room for all pods; one whose roomiest node has
+        less is asked again for as many as that, and has to wait its turn.
+        """
+        most = min(remaining, MOST_DEVICES)
+        buckets = enumerate(self._slices.get(want.model, {}).values())
+        offers: list[tuple[_Offer, int, _SliceBucket, GpuBook | None]] = [
+            (offer, number, bucket, None)
+            for number, bucket in buckets
+            if bucket.books and (offer := bucket.offer(want.profile, most)) is not None
         ]
-        for offer, state in sorted(offers, key=_best_first):
-            for book in buckets[state].books:
-                if self._fits(book.node, want.needs):
-                    return Seat(book.node, (book,), -offer.minus_start)
-        return None
+        heapify(offers)
+        while offers:
+            offer, number, bucket, book = heappop(offers)
+            if book is None:
+                room, book = self._roomiest(bucket, want.needs, len(offer.minus_starts))
+                if book is not None and room < len(offer.minus_starts):
+                    fewer = bucket.offer(want.profile, room) or offer
+                    heappush(offers, (fewer, number, bucket, book))
+                    continue
+            if book is not None:
+                return [Seat(book.node, (book,), -start) for start in offer.minus_starts]
+        return []
+
+    def _roomiest(self, bucket: _SliceBucket, needs: PodNeeds, pods: int) -> tuple[int, GpuBook | None]:
+        """The first GPU whose node has room for that many pods, or that whose node has room for most."""
+        most, best = 0, None
+        for book in bucket.books:
+            if not self._fits(book.node, needs):
+                continue
+            room = 1 if pods == 1 else book.node.free.times(needs.amount)
+            if room >= pods:
+                return pods, book
+            if room > most:
+                most, best = room, book
+        return most, best
 
     def _take(self, want: Want, seat: Seat) -> None:
         self._unfile(seat.node, seat.gpus)
@@ -183,15 +212,14 @@ class World:
             bits = _bits(book.gpu.model, want.profile, seat.start)
             book.hard |= bits
             book.draining &= ~bits
-            book.miners &= _kept_miners(book)
         seat.node.free -= want.needs.amount
         self._file(seat.node, seat.gpus)
 
     def _undo(self, want: Want, seats: list[Seat], before: list[_Former]) -> None:
         for seat in seats:
             self._unfile(seat.node, seat.gpus)
-        for book, hard, miners, draining in reversed(before):
-            book.hard, book.miners, book.draining = hard, miners, draining
+        for book, hard, draining in reversed(before):
+            book.hard, book.draining = hard, draining
         for seat in seats:
             seat.node.free += want.needs.amount
         for seat in seats:
@@ -225,8 +253,8 @@ class World:
                 node.buckets[book.gpu.model].pop(node, None)
 
 
-_Former = tuple[GpuBook, int, frozenset[Placement], int]
-"""A GPU with the hard mask, miners and draining mask it had before a seat was taken."""
+_Former = tuple[GpuBook, int, int]
+"""A GPU with the hard and draining masks it had before a seat was taken."""
 
 _WholeBucket = dict[NodeBook, None]
 """Nodes that are interchangeable for whole GPUs, in the order in which they came to be so."""
@@ -256,11 +284,13 @@ class _NodeState(NamedTuple):
 
 
 class _Offer(NamedTuple):
-    """What a seat on a GPU of some state costs; the smallest is the best."""
+    """What seats on a GPU of some state cost; the smallest is the best."""
 
     cost: int
+    """Per pod, in units of 1/420."""
     free_slices: int
-    minus_start: int
+    minus_starts: tuple[int, ...]
+    """Where the devices begin, negated so that the highest comes first; one for each pod."""
 
 
 class _SliceBucket:
@@ -279,10 +309,6 @@ class _SliceBucket:
         if key not in self._offers:
             self._offers[key] = _offer(self.state, profile, wanted)
         return self._offers[key]
-
-
-def _best_first(pair: tuple[_Offer, _GpuState]) -> _Offer:
-    return pair[0]
 
 
 def _gpu_state(book: GpuBook) -> _GpuState:
@@ -321,42 +347,40 @@ def _pick(node: NodeBook, want: Want) -> tuple[GpuBook, ...]:
 
 
 @lru_cache(maxsize=65536)
-def _offer(state: _GpuState, profile: str, wanted: int) -> _Offer | None:
-    """Best seat for the profile on a GPU of that state. With several pods wanted the cost is the average over as many
-    as the GPU can take at best, so that one wide miner yields before several narrow ones do."""
-    hard, cost, best, first = state.hard, 0, None, None
-    for taken in range(1, wanted + 1):
-        step = _cheapest_start(state, profile, hard)
-        if step is None:
-            break
-        start, cost = step
-        first = start if first is None else first
-        hard |= _bits(state.model, profile, start)
-        average = cost * _COMMON // taken
-        best = average if best is None else min(best, average)
-    if best is None or first is None:
+def _offer(state: _GpuState, profile: str, most: int) -> _Offer | None:
+    """The best seats for one to `most` pods on a GPU of that state: least cost per pod, so that one wide miner yields
+    before several narrow ones do; then as many pods as possible, at the highest starts."""
+    free = [
+        start for start in of_model(state.model)[profile].starts if not state.hard & _bits(state.model, profile, start)
+    ]
+    before = _disturbance(state, state.hard)
+    offers = [
+        (
+            (_disturbance(state, state.hard | _union(state.model, profile, starts)) - before) * _COMMON // pods,
+            -pods,
+            starts,
+        )
+        for pods in range(1, most + 1)
+        for starts in combinations([-start for start in reversed(free)], pods)
+    ]
+    if not offers:
         return None
-    return _Offer(best, WHOLE_MASK.bit_count() - state.hard.bit_count(), -first)
+    cost, _, minus_starts = min(offers)
+    return _Offer(cost, WHOLE_MASK.bit_count() - state.hard.bit_count(), minus_starts)
 
 
-def _cheapest_start(state: _GpuState, profile: str, hard: int) -> tuple[int, int] | None:
-    """(start, total cost of everything then displaced) of the least disturbing start; the highest among equals."""
-    if highest_start(state.model, profile, hard) is None:
-        return None
-    starts = [s for s in of_model(state.model)[profile].starts if not hard & _bits(state.model, profile, s)]
-    costs = [(_disturbance(state, hard | _bits(state.model, profile, start)), -start) for start in starts]
-    cost, minus_start = min(costs)
-    return -minus_start, cost
+def _union(model: str, profile: str, minus_starts: Iterable[int]) -> int:
+    mask = 0
+    for start in minus_starts:
+        mask |= _bits(model, profile, -start)
+    return mask
 
 
 def _disturbance(state: _GpuState, hard: int) -> int:
+    """Cost of everything that cannot stay where leases hold `hard`."""
     kept = filling(state.model, hard)
     evicted = sum(1 for miner in state.miners if miner not in kept)
     return evicted * MINER_COST + (DRAINING_COST if hard & state.draining else 0)
-
-
-def _kept_miners(book: GpuBook) -> frozenset[Placement]:
-    return frozenset(filling(book.gpu.model, book.hard)) if book.mig else frozenset()
 
 
 @lru_cache(maxsize=4096)

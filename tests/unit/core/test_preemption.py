@@ -1,0 +1,114 @@
+"""A lease displaces the smallest set of miners that makes it fit, and never another lease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gpu_tenancy.api.base import HolderKind
+from gpu_tenancy.api.node import Gpu, GpuMode, Slot
+from gpu_tenancy.core.actions import SetSlots
+from gpu_tenancy.core.planner import plan
+from gpu_tenancy.core.snapshot import NodeFacts
+from gpu_tenancy.mig.layout import Placement, filling, mask_of, placements
+from gpu_tenancy.mig.profiles import FULL
+from tests.unit.core.builders import MODEL
+from tests.unit.core.simulation import Cluster, mask
+
+PROFILES = ("1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb")
+
+Seat = tuple[tuple[str, int], ...]
+"""What one pod takes: (GPU, mask) pairs."""
+
+
+def devices(slots: Iterable[Slot], kind: HolderKind) -> set[str]:
+    return {f"{slot.gpu}/{slot.device}" for slot in slots if slot.holder.kind is kind}
+
+
+def seats(nodes: Iterable[NodeFacts], profile: str, count: int, taken: dict[str, int]) -> Iterator[Seat]:
+    """Every way to seat one pod beside what is taken."""
+    for node in nodes:
+        if profile == FULL:
+            free = [gpu.uuid for gpu in node.gpus if gpu.mode is GpuMode.WHOLE and not taken.get(gpu.uuid)]
+            yield from (tuple((gpu, 0xFF) for gpu in chosen) for chosen in combinations(free, count))
+            continue
+        for gpu in node.gpus:
+            for placement in placements(MODEL):
+                bits = mask_of(MODEL, placement)
+                if gpu.mode is GpuMode.MIG and placement.profile == profile and not bits & taken.get(gpu.uuid, 0):
+                    yield ((gpu.uuid, bits),)
+
+
+def displaced(nodes: Iterable[NodeFacts], taken: dict[str, int]) -> int:
+    """Miners that cannot stay where leases hold `taken`."""
+    gpus: dict[str, Gpu] = {gpu.uuid: gpu for node in nodes for gpu in node.gpus}
+    miners = [slot for node in nodes for slot in node.slots if slot.holder.kind is HolderKind.MINING_POOL]
+    return sum(1 for slot in miners if not _stays(slot, gpus[slot.gpu], taken.get(slot.gpu, 0)))
+
+
+def _stays(slot: Slot, gpu: Gpu, hard: int) -> bool:
+    return Placement(slot.profile, slot.start) in filling(MODEL, hard) if gpu.mode is GpuMode.MIG else not hard
+
+
+def fewest(nodes: tuple[NodeFacts, ...], profile: str, count: int, pods: int, taken: dict[str, int]) -> int | None:
+    """The fewest miners that any way to seat all pods displaces; None where there is no way."""
+    if pods == 0:
+        return displaced(nodes, taken)
+    answers = []
+    for seat in set(seats(nodes, profile, count, taken)):
+        after = dict(taken)
+        for gpu, bits in seat:
+            after[gpu] = after.get(gpu, 0) | bits
+        answers.append(fewest(nodes, profile, count, pods - 1, after))
+    return min((answer for answer in answers if answer is not None), default=None)
+
+
+def settled(leases: Iterable[str], idle: int) -> Cluster:
+    """A small cluster with these leases, everything else mining but the first `idle` devices of the first node."""
+    cluster = Cluster()
+    cluster.add_node("a", 3, mig={2})
+    cluster.add_node("b", 4, mig={2, 3})
+    for number, profile in enumerate(leases):
+        cluster.create(f"l{number}", profile)
+    cluster.add_pool()
+    cluster.run(8)
+    node = cluster.nodes["a"]
+    kept = [slot for slot in node.slots if slot.holder.kind is HolderKind.GPU_LEASE]
+    node.slots = (*kept, *[slot for slot in node.slots if slot not in kept][idle:])
+    return cluster
+
+
+@given(
+    leases=st.lists(st.sampled_from((FULL, *PROFILES)), max_size=6),
+    idle=st.integers(0, 2),
+    profile=st.sampled_from((FULL, *PROFILES)),
+    count=st.integers(1, 3),
+    pods=st.integers(1, 3),
+)
+def test_no_other_choice_displaces_fewer_miners(
+    leases: list[str], idle: int, profile: str, count: int, pods: int
+) -> None:
+    count = count if profile == FULL else 1
+    cluster = settled(leases, idle)
+    nodes = tuple(node.facts() for node in cluster.nodes.values())
+    held = [slot for node in nodes for slot in node.slots if slot.holder.kind is HolderKind.GPU_LEASE]
+    taken: dict[str, int] = {}
+    for slot in held:
+        taken[slot.gpu] = taken.get(slot.gpu, 0) | mask(slot)
+    best = fewest(nodes, profile, count, pods, taken)
+    assume(best is not None)
+
+    uid = cluster.create("new", profile, count, pods)
+    decided = plan(cluster.snapshot(), cluster.now)
+    after = {node.name: node.slots for node in nodes}
+    after |= {action.node: action.slots for action in decided.actions if isinstance(action, SetSlots)}
+
+    before_miners = {one for node in nodes for one in devices(node.slots, HolderKind.MINING_POOL)}
+    after_miners = {one for slots in after.values() for one in devices(slots, HolderKind.MINING_POOL)}
+    assert uid not in decided.refusals
+    assert len(before_miners - after_miners) == best
+    leased = {one for slots in after.values() for one in devices(slots, HolderKind.GPU_LEASE)}
+    assert devices(held, HolderKind.GPU_LEASE) <= leased
