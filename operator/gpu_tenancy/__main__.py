@@ -43,7 +43,8 @@ def operator(path: Path | None, kubeconfig: str | None, host: str | None, port: 
 @click.option("--docs", type=click.Path(path_type=Path, dir_okay=False), help="File for the field reference.")
 def crds(out: Path, docs: Path | None) -> None:
     """Write the CustomResourceDefinitions, and the field reference."""
-    from gpu_tenancy.api.crd import write_crds, write_reference  # noqa: PLC0415
+    from gpu_tenancy.api.crd import write_crds  # noqa: PLC0415
+    from gpu_tenancy.api.reference import write_reference  # noqa: PLC0415
 
     write_crds(out)
     if docs is not None:

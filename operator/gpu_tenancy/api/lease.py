@@ -351,6 +351,8 @@ class GpuLeaseStatus(ApiModel):
     """Devices that are published for the lease now."""
     nodes: Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=64)] = []
     """Nodes on which its devices are."""
+    node_names: str | None = Field(default=None, max_length=4096)
+    """The same nodes as one string, for people; absent while it holds none."""
     position: int | None = Field(default=None, ge=1)
     """Place in the queue, 1 is next; absent when not queued."""
     segment: int = Field(default=0, ge=0)
@@ -386,7 +388,7 @@ KIND: Final = Kind(
         condition_column("State", "Ready"),
         Column("GPUs", ".status.devices", "integer"),
         Column("Profile", ".spec.gpus.profile"),
-        Column("Nodes", ".status.nodes"),
+        Column("Nodes", ".status.nodeNames"),
         Column("Expires", ".status.expiresAt"),
         Column("Cost", ".status.cost.amount"),
         AGE,

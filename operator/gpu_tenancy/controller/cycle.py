@@ -26,7 +26,7 @@ from gpu_tenancy.controller.views import Views
 from gpu_tenancy.core import planner, status
 from gpu_tenancy.core.actions import Plan
 from gpu_tenancy.core.pricing import pricing
-from gpu_tenancy.core.snapshot import Failure, Key, NodeFacts, Snapshot
+from gpu_tenancy.core.snapshot import Failure, Key, LeaseFacts, NodeFacts, Snapshot
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import Conflict, KubeError, NotFound
@@ -212,49 +212,50 @@ class Cycle:
         now: datetime,
     ) -> None:
         writes = [
-            self._report_lease(
-                outlook.lease.key, outlook.lease.uid, outlook.lease.status, statuses[outlook.lease.uid], now
-            )
+            self._report_lease(outlook.lease, statuses[outlook.lease.uid], outcome, now)
             for outlook in plan.leases
             if outlook.lease.uid not in outcome.failed
         ]
         for one in plan.pools:
             new = status.pool_status(one, snapshot.failures.get(one.pool.uid), now)
-            writes.append(self._report_plain(resources.MINING_POOLS, one.pool.key, one.pool.status, new))
+            writes.append(self._report_plain(resources.MINING_POOLS, one.pool.key, one.pool.status, new, outcome))
         prices = pricing(snapshot.books, now)
         for book in snapshot.books:
             new_book = status.book_status(book, prices, now)
-            writes.append(self._report_plain(resources.PRICE_BOOKS, Key("", book.name), book.status, new_book))
-        writes += [self._mark(node, now) for node in snapshot.nodes]
+            writes.append(self._report_plain(resources.PRICE_BOOKS, Key("", book.name), book.status, new_book, outcome))
+        writes += [self._mark(node, outcome, now) for node in snapshot.nodes]
         await asyncio.gather(*writes)
+        self._written = {uid: at for uid, at in self._written.items() if uid in statuses}
         self._metrics.show_leases(Counter(_state(one) for one in statuses.values()))
 
-    async def _report_lease(self, key: Key, uid: str, old: GpuLeaseStatus, new: GpuLeaseStatus, now: datetime) -> None:
-        body = self.views.store.get(resources.GPU_LEASES, key.namespace, key.name)
-        if body is None or body["metadata"]["uid"] != uid:
+    async def _report_lease(self, lease: LeaseFacts, new: GpuLeaseStatus, outcome: Outcome, now: datetime) -> None:
+        body = self.views.store.get(resources.GPU_LEASES, lease.key.namespace, lease.key.name)
+        if body is None or body["metadata"]["uid"] != lease.uid:
             return
-        written = body.get("status") == new.to_wire()
-        if not written and status.differs(old, new, self._written.get(uid), now):
-            self._written[uid] = now
-            written = await self._write(resources.GPU_LEASES, body, new.to_wire())
-        for note in transitions(old, new) if written else ():
+        if body.get("status") != new.to_wire():
+            if not status.differs(lease.status, new, self._written.get(lease.uid), now):
+                return
+            if not await self._write(resources.GPU_LEASES, body, new.to_wire(), outcome):
+                return
+            self._written[lease.uid] = now
+        for note in transitions(lease.status, new):
             self.events.post(resources.GPU_LEASES, body, *note)
             self._metrics.count_transition(note)
 
-    async def _report_plain(self, resource: Resource, key: Key, old: ApiModel, new: ApiModel) -> None:
+    async def _report_plain(self, resource: Resource, key: Key, old: ApiModel, new: ApiModel, outcome: Outcome) -> None:
         body = self.views.store.get(resource, key.namespace or None, key.name)
         if body is None or old == new:
             return
-        await self._write(resource, body, new.to_wire())
+        await self._write(resource, body, new.to_wire(), outcome)
 
-    async def _mark(self, node: NodeFacts, now: datetime) -> None:
+    async def _mark(self, node: NodeFacts, outcome: Outcome, now: datetime) -> None:
         """Say on a GpuNode that its agent is silent, and take that back once it is heard."""
         conditions = status.node_conditions(node, now)
         body = self.views.store.get(resources.GPU_NODES, None, node.name)
         if conditions == node.conditions or body is None:
             return
         wire = {**(body.get("status") or {}), "conditions": [one.to_wire() for one in conditions]}
-        await self._write(resources.GPU_NODES, body, wire)
+        await self._write(resources.GPU_NODES, body, wire, outcome)
 
     async def _write(self, resource: Resource, body: Object, wire: Object, outcome: Outcome) -> bool:
         """Write a status; whether it was. One that is refused is tried again like everything else, without haste."""

@@ -52,8 +52,10 @@ STAGES: Final[tuple[tuple[type[Action], ...], ...]] = (
     (StopMiner, DeleteClaimTemplate, DeleteJob, DeletePod),
     (CreateJob, StartMiner),
 )
-"""What must be done before what; the actions of one stage run together. A claim template comes before the promise: it is
-harmless without devices, and where its name is taken nothing is promised and nobody is stopped."""
+"""What must be done before what; the actions of one stage run together.
+
+A claim template comes before the promise: it is harmless without devices, and where its name is taken nothing is
+promised and nobody is stopped."""
 LAST: Final = (Unbind,)
 """Done after the statuses are written: what is let go cannot be written to."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -21,7 +21,7 @@ from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.controller import digests
-from gpu_tenancy.controller.views import TERMINAL, Views
+from gpu_tenancy.controller.views import TERMINAL, Views, heard_until
 from gpu_tenancy.core import amounts, podspec
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.podspec import Taint
@@ -240,10 +240,8 @@ class Gather:
             for found in self._views.slices.items.values()
         }
         until = {
-            beat.metadata.labels.get(names.LABEL_NODE, ""): beat.spec.renew_time
-            + timedelta(seconds=beat.spec.lease_duration_seconds)
+            beat.metadata.labels.get(names.LABEL_NODE, ""): heard_until(beat)
             for beat in self._views.heartbeats.items.values()
-            if beat.spec.renew_time is not None
         }
         facts = []
         for body in self._views.store.all(resources.GPU_NODES):

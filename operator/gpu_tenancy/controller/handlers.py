@@ -39,6 +39,8 @@ def _feed(registry: kopf.OperatorRegistry, resource: Resource, cycle: Cycle) -> 
     @kopf.on.event(GROUP, VERSION, resource.plural, id=f"feed-{resource.plural}", registry=registry)
     async def feed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002, ANN401  (kopf's own names)
         cycle.views.store.put(resource, type, dict(body))
+        if cycle.views.store.suspect:
+            cycle.dirty.set()  # what a new listing left out is gone, and no event will say so
 
 
 def _configure(settings: kopf.OperatorSettings) -> None:

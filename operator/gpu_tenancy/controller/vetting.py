@@ -1,15 +1,19 @@
 """The API server's own opinion on a lease's template: a dry run of its Job, once per lease.
 
-The schema does not inline PodSpec; the one who knows what a valid pod is says so. Holds verdicts in memory: a restart
-asks again.
+The schema does not inline PodSpec; the one who knows what a valid pod is says so. What is wrong with a template stays
+wrong, since templates are immutable; what a quota or a policy forbids may be allowed later and is asked again.
+Holds verdicts in memory: a restart asks again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Any, Final
+import math
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
 
 from gpu_tenancy.controller import manifests
 from gpu_tenancy.core.snapshot import LeaseFacts
@@ -27,43 +31,72 @@ FORBIDDEN: Final = {
 }
 """Fields of a template's pod spec that a lease decides itself."""
 ASKED_AT_ONCE: Final = 16
+FIRST_PAUSE: Final = 2.0
+LONGEST_PAUSE: Final = 300.0
+"""Seconds before the API server is asked again about what it forbade: doubled from the first to the longest."""
+
+
+class _Verdict(NamedTuple):
+    """What the API server said about a template."""
+
+    sentence: str | None
+    """Empty for accepted; None where it could not be asked."""
+    due: float = math.inf
+    """Time of the clock at which it is asked again."""
+    pause: float = 0.0
+    """Seconds that `due` was away."""
 
 
 class Vetting:
     """Verdicts on templates by lease UID: empty for accepted, else the sentence of the refusal."""
 
-    def __init__(self, client: KubeClient) -> None:
+    def __init__(self, client: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
-        self._verdicts: dict[str, str] = {}
+        self._clock = clock
+        self._verdicts: dict[str, _Verdict] = {}
         self._asked = asyncio.Semaphore(ASKED_AT_ONCE)
 
     @property
     def verdicts(self) -> Mapping[str, str]:
         """What is known."""
-        return self._verdicts
+        return {uid: one.sentence for uid, one in self._verdicts.items() if one.sentence is not None}
+
+    @property
+    def again(self) -> float | None:
+        """Seconds until some template is to be asked about again; None where none is."""
+        due = min((one.due for one in self._verdicts.values()), default=math.inf)
+        return None if math.isinf(due) else max(0.0, due - self._clock())
 
     async def check(self, leases: tuple[LeaseFacts, ...]) -> bool:
-        """Ask about every template that was not asked about yet; True if a new verdict came."""
-        known = {lease.uid for lease in leases}
-        for uid in self._verdicts.keys() - known:
+        """Ask about every template that is due; True if a verdict is not what it was."""
+        waiting = {lease.uid: lease for lease in leases if _unadmitted(lease)}
+        for uid in self._verdicts.keys() - waiting.keys():
             del self._verdicts[uid]
-        due = [lease for lease in leases if _undecided(lease)]
-        answers = await asyncio.gather(*(self._ask(lease) for lease in due))
-        return any(answers)
+        now = self._clock()
+        due = [lease for uid, lease in waiting.items() if uid not in self._verdicts or self._verdicts[uid].due <= now]
+        return any(await asyncio.gather(*(self._ask(lease) for lease in due)))
 
     async def _ask(self, lease: LeaseFacts) -> bool:
-        verdict = forbidden(lease.spec.template or {})
-        if not verdict:
-            try:
-                async with self._asked:
-                    await self._client.create(resources.JOBS, manifests.job(lease, 0, ()), dry_run=True)
-            except Rejected as error:
-                verdict = f"The API server refuses the Job of this template: {error.message}"
-            except KubeError as error:
-                _log.warning("Template of %s could not be checked: %s; it is tried again.", lease.key, error)
-                return False
-        self._verdicts[lease.uid] = verdict
-        return True
+        former = self._verdicts.get(lease.uid)
+        new = self._verdicts[lease.uid] = await self._verdict(lease, former.pause if former else 0.0)
+        return new.sentence != (former.sentence if former else None)
+
+    async def _verdict(self, lease: LeaseFacts, pause: float) -> _Verdict:
+        if sentence := forbidden(lease.spec.template or {}):
+            return _Verdict(sentence)
+        pause = min(LONGEST_PAUSE, pause * 2 or FIRST_PAUSE)
+        try:
+            async with self._asked:
+                await self._client.create(resources.JOBS, manifests.job(lease, 0, ()), dry_run=True)
+        except Rejected as error:
+            sentence = f"The API server refuses the Job of this template: {error.message}"
+            if error.status != HTTPStatus.FORBIDDEN:
+                return _Verdict(sentence)
+            return _Verdict(sentence, self._clock() + pause, pause)
+        except KubeError as error:
+            _log.warning("Template of %s could not be checked: %s; it is tried again.", lease.key, error)
+            return _Verdict(None, self._clock() + pause, pause)
+        return _Verdict("")
 
 
 def forbidden(template: Mapping[str, Any]) -> str:
@@ -75,7 +108,7 @@ def forbidden(template: Mapping[str, Any]) -> str:
     return ""
 
 
-def _undecided(lease: LeaseFacts) -> bool:
-    """Admitted leases were checked before; the rest wait for the API server's word."""
-    unknown = lease.template is not None and lease.template.verdict is None
-    return unknown and not (lease.invalid or lease.namespace_ends or lease.deleted_at)
+def _unadmitted(lease: LeaseFacts) -> bool:
+    """It waits for the API server's word; the template of an admitted lease was accepted then."""
+    waits = lease.template is not None and lease.status.admitted_at is None
+    return waits and not (lease.invalid or lease.namespace_ends or lease.deleted_at)

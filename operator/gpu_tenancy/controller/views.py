@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -115,7 +116,7 @@ class Views:
             digests.Heartbeat,
             _by_key,
             label_selector=f"{names.LABEL_AGENT}=true",
-            on_change=_nothing,
+            on_item=lambda old, new: on_change() if _agent_is_back(old, new) else None,
         )
         self.namespaces = Reflector(client, resources.NAMESPACES, digests.Namespace, _by_name, on_change=on_change)
 
@@ -149,5 +150,13 @@ _AnyReflector = (
 )  # fmt: skip
 
 
-def _nothing() -> None:
-    """A heartbeat changes no plan by itself; a missing one wakes the plan through its next_wake."""
+def heard_until(beat: digests.Heartbeat) -> datetime | None:
+    """Until when an agent's sign of life counts; None where it never gave one."""
+    spec = beat.spec
+    return spec.renew_time + timedelta(seconds=spec.lease_duration_seconds) if spec.renew_time else None
+
+
+def _agent_is_back(old: digests.Heartbeat | None, new: digests.Heartbeat | None) -> bool:
+    """A heartbeat changes a plan only where there was none for too long; for a missing one the plan wakes by itself."""
+    until, beat = (heard_until(old) if old else None), (new.spec.renew_time if new else None)
+    return beat is not None and (until is None or until < beat)

@@ -19,18 +19,24 @@ NAMED: Final = 3
 
 def impossible(want: Want, world: World) -> Refusal | None:
     """Refusal of a want that no empty cluster of these nodes could hold, naming the first thing that is too small."""
-    nodes = list(world.nodes.values())
+    fitting = 0
+    for node in world.nodes.values():
+        if (seats := _seats(node, want)) and not _lasting_objection(node, want):
+            fitting += min(seats, node.facts.allocatable.times(want.needs.amount))
+        if fitting >= want.pods:
+            return None
+    return _why_impossible(want, list(world.nodes.values()), fitting)
+
+
+def _why_impossible(want: Want, nodes: Sequence[NodeBook], fitting: int) -> Refusal:
     if not any(node.gpus for node in nodes):
         return Refusal(Reason.QUEUED, "no agent has reported a GPU yet.")
-    seats = {node: count for node in nodes if (count := _seats(node, want))}
-    total = sum(seats.values())
-    if total < want.pods:
-        return _never(_too_few_gpus(want, nodes, total))
-    willing = [node for node in seats if not _lasting_objection(node, want)]
-    fitting = sum(min(seats[node], node.facts.allocatable.times(want.needs.amount)) for node in willing)
-    if fitting < want.pods:
-        return _never(_too_little_else(want, list(seats), willing, fitting))
-    return None
+    hosts = [node for node in nodes if _seats(node, want)]
+    seats = sum(_seats(node, want) for node in hosts)
+    if seats < want.pods:
+        return _never(_too_few_gpus(want, nodes, seats))
+    willing = [node for node in hosts if not _lasting_objection(node, want)]
+    return _never(_too_little_else(want, hosts, willing, fitting))
 
 
 def no_room(want: Want, world: World) -> str:

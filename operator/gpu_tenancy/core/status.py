@@ -47,6 +47,7 @@ def lease_status(outlook: Outlook, failure: Failure | None, now: datetime) -> Gp
         devices=None if lease.invalid else lease.devices,
         ready_devices=outlook.ready_devices or None,
         nodes=list(outlook.nodes),
+        node_names=", ".join(outlook.nodes)[:4096] or None,
         position=outlook.position,
         segment=last.segment if last else 0,
         billable_from=last.billable_from if last else None,
