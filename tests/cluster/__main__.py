@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 
 from tests.cluster import binaries
+from tests.cluster.processes import ProgramError
 
 
 @click.group()
@@ -35,7 +36,10 @@ def up() -> None:
     """Start the demo's world and leave it running in the background."""
     from tests.cluster import up as background  # noqa: PLC0415
 
-    click.echo(background.run_up())
+    try:
+        background.up(click.echo)
+    except (binaries.BuildError, ProgramError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -43,7 +47,7 @@ def down() -> None:
     """End what `up` has started."""
     from tests.cluster import up as background  # noqa: PLC0415
 
-    click.echo(background.down())
+    background.down(click.echo)
 
 
 if __name__ == "__main__":

@@ -63,15 +63,15 @@ def by_lease(of: Iterable[Line]) -> Mapping[str, Decimal]:
 
 
 def table(of: Sequence[Line]) -> Table:
-    """The bill for people, with its total."""
+    """The bill for people, with its total; × is the number of devices."""
     currency = of[0].currency if of else ""
-    bill = Table(title="The bill", title_justify="left", show_footer=True, box=None, padding=(0, 1), expand=False)
-    bill.add_column("contract", "total")
-    bill.add_column("lease")
-    bill.add_column("profile")
-    for heading in ("devices", "from", "to", "seconds", "per hour"):
-        bill.add_column(heading, justify="right")
-    bill.add_column(f"amount {currency}", f"{total(of):f}", justify="right")
+    bill = Table(show_footer=True, box=None, padding=(0, 1, 0, 0), pad_edge=False, expand=False)
+    bill.add_column("contract", "total", no_wrap=True)
+    bill.add_column("lease", no_wrap=True)
+    bill.add_column("profile", no_wrap=True)
+    for heading in ("×", "from", "to", "s", "per hour"):
+        bill.add_column(heading, justify="right", no_wrap=True)
+    bill.add_column(f"amount {currency}", f"{total(of):f}", justify="right", no_wrap=True)
     for line in of:
         ended = f"{line.ended:%H:%M:%S}" if line.ended else "open"
         bill.add_row(

@@ -105,7 +105,7 @@ class Story:
     def summary(self, console: Console) -> None:
         """Hand-over time and bill, for the end."""
         seconds = self._sights.seconds_to_ready("train")
-        console.print(f"Hand-over: train was Ready {seconds:.2f} s after it appeared on the API server.\n")
+        _say(console, f"\nHand-over: train was Ready {seconds:.2f} s after it appeared on the API server.\n")
         console.print(bill.table(self._bill))
 
     # --- the steps -----------------------------------------------------------------------------------------------
@@ -315,6 +315,7 @@ class Story:
 
     async def _see(self, expected: str, look: Callable[[], T | None], seen: Callable[[], str]) -> T:
         """Wait until `look` finds it. Everything that runs must go on running meanwhile."""
+        self._telling.awaits(expected)
         watch = asyncio.create_task(self._observed.until(expected, look, seen))
         while not (await asyncio.wait({watch}, timeout=1.0))[0]:
             for name in (OPERATOR, *(agent_name(server.name) for server in SERVERS)):
@@ -447,13 +448,13 @@ def run(console: Console) -> int:
     try:
         return asyncio.run(_run(console))
     except KeyboardInterrupt:
-        console.print("Interrupted; everything was ended and removed.")
+        _say(console, "Interrupted; everything was ended and removed.")
         return INTERRUPTED
     except asyncio.CancelledError:
-        console.print("Terminated; everything was ended and removed.")
+        _say(console, "Terminated; everything was ended and removed.")
         return 128 + signal.SIGTERM
     except (BuildError, ProgramError, ApiError, KubectlError, aiohttp.ClientError, AssertionError) as error:
-        console.print(f"The world of the demo did not come up: {error}", style="red", markup=False)
+        _say(console, f"The world of the demo did not come up: {error}", "bold red")
         return FAILED
 
 
@@ -461,10 +462,10 @@ async def _run(console: Console) -> int:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    console.print("Starting a Kubernetes control plane, an operator, and two nodes of 8 × A100-SXM4-80GB.")
+    _say(console, "Starting a Kubernetes control plane, an operator, and two nodes of 8 × A100-SXM4-80GB.")
     began = time.monotonic()
     async with World(SERVERS, namespaces=NAMESPACES) as world, Observed(world.api, KINDS) as observed:
-        console.print(f"They are up after {time.monotonic() - began:.1f} s.")
+        _say(console, f"They are up after {time.monotonic() - began:.1f} s.")
         return await _tell(world, observed, console)
 
 
@@ -482,16 +483,21 @@ async def _tell(world: World, observed: Observed, console: Console) -> int:
         _explain(failure, telling, world, console)
         return FAILED
     story.summary(console)
-    console.print(f"\nEvery step was observed, in {telling.elapsed:.1f} s.", style="bold green")
+    _say(console, f"\nEvery step was observed, in {telling.elapsed:.1f} s.", "bold green")
     return 0
 
 
 def _explain(failure: Exception, telling: Telling, world: World, console: Console) -> None:
     """Which step failed, what was expected, what was seen, and what the operator said last."""
     step = telling.present_title()
-    console.print(f"\nThe demo ends at the step “{step}”: {failure}.", style="bold red", markup=False, soft_wrap=True)
+    _say(console, f"\nThe demo ends at the step “{step}”: {failure}", "bold red")
     log = world.control_plane.log_tail(OPERATOR, LOG_LINES)
-    console.print(f"The operator's last lines:\n{log or '(it has logged nothing)'}", markup=False, soft_wrap=True)
+    _say(console, f"\nThe operator's last lines:\n{log or '(it has logged nothing)'}")
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """A sentence as it is: nothing in it is markup, and a log keeps it in one line."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _is_whole(segment: UsageRecordSpec) -> bool:

@@ -78,9 +78,9 @@ class Observed:
         return next((one for one in self._objects[kind].values() if _place(one) == (namespace or "", name)), None)
 
     def ever(self, kind: Resource) -> list[Object]:
-        """Every object of a kind that was ever there in its last version, oldest first."""
-        last = [versions[-1].body for versions in self._versions.values()]
-        return sorted((one for one in last if one["kind"] == kind.kind), key=_age)
+        """Every object of a kind that was ever there in its last version, in the order in which they appeared."""
+        last = (versions[-1].body for versions in self._versions.values())
+        return [one for one in last if one["kind"] == kind.kind]
 
     def exists(self, uid: str) -> bool:
         """Whether an object that was seen still exists."""
@@ -171,8 +171,3 @@ class Observed:
 def _place(body: Object) -> tuple[str, str]:
     metadata = body["metadata"]
     return metadata.get("namespace", ""), metadata["name"]
-
-
-def _age(body: Object) -> tuple[str, str]:
-    metadata = body["metadata"]
-    return metadata["creationTimestamp"], metadata["name"]

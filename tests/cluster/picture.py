@@ -4,11 +4,12 @@ A pure function of what the API server showed at one instant: nothing is asked, 
 lines of text that fit the width and the height it is given, from 80×24 upwards.
 """
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Final, NamedTuple
 
 from rich.console import Group, RenderableType
@@ -18,6 +19,7 @@ from gpu_tenancy.api import names
 from gpu_tenancy.api.base import ConditionStatus, Holder, HolderKind
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus, Reason
 from gpu_tenancy.api.node import Gpu, GpuMode, GpuNodeSpec, GpuNodeStatus, ObservedSlot, Slot, SlotState
+from gpu_tenancy.core.ledger import SliceState
 from gpu_tenancy.mig.profiles import FULL, MEMORY_SLICES, slices
 from tests.cluster import bill
 from tests.cluster.api import Object
@@ -26,8 +28,10 @@ GAP: Final = 2
 """Columns between two nodes."""
 MARGIN: Final = 3
 """Columns before a GPU's bar: its index, and m where it is in MIG mode."""
-PALETTE: Final = ("green", "cyan", "magenta", "blue", "bright_red", "bright_white")
-"""Colours of leases, oldest first."""
+PALETTE: Final = ("green3", "deep_sky_blue1", "orchid", "dark_orange", "aquamarine1", "light_slate_blue")
+"""Colours of leases, oldest first; light ones, because names are written on them in black."""
+ROOMY: Final = 110
+"""Columns from which on a lease's line says why it is as it is."""
 MINER: Final = "white on grey30"
 MOVING: Final = "black on yellow"
 FAULTY: Final = "white on red"
@@ -52,7 +56,9 @@ class Step:
     seconds: float | None = None
     """How long it took, or has taken so far."""
     note: str = ""
-    """The command that was typed last, or what was seen."""
+    """The command that was typed last, or, once it is done, what was seen."""
+    awaits: str = ""
+    """What the story looks for right now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +80,12 @@ class Scene:
     steps: Sequence[Step] = ()
 
 
-class Hand(StrEnum):
-    """In whose hand a slice is, as far as a picture can tell."""
-
-    RENTED = "rented"
-    MINING = "mining"
-    MOVING = "moving"
-    IDLE = "idle"
-    FAULTY = "faulty"
-
-
 class Stretch(NamedTuple):
     """Neighbouring slices of one GPU that are in the same hand."""
 
     size: int
     """Memory slices."""
-    hand: Hand
+    hand: SliceState
     label: str
     style: str
 
@@ -98,13 +94,17 @@ def picture(scene: Scene, width: int, height: int) -> RenderableType:
     """The scene in `width` columns and at most `height` lines; what is over comes off the finished steps first."""
     colours = _colours(scene)
     tables = [_stretches(node, scene, colours) for node in scene.nodes]
-    lines = [_headline(scene, tables, width), *_nodes(scene, tables, width)]
-    lines += [*_leases(scene, colours, width), *_queue(scene, width)]
-    room = height - len(lines)
-    if room > len(scene.steps) + 2:
-        lines.append(_legend())
-        room -= 1
-    lines += _steps(scene.steps, width, room)
+    blocks = [
+        [_headline(scene, tables, width), *_nodes(scene, tables, width)],
+        [*_leases(scene, colours, width), *_queue(scene, width)],
+    ]
+    room = height - sum(map(len, blocks))
+    wanted = sum(len(_step(step)) for step in scene.steps) + 1
+    if room > wanted + 3:
+        blocks[0] += [_legend(), Text()]
+        blocks[1].append(Text())
+        room -= 3
+    lines = [*chain.from_iterable(blocks), *_steps(scene, width, room)]
     return Group(*(_fitted(line, width) for line in lines[:height]))
 
 
@@ -113,16 +113,18 @@ def picture(scene: Scene, width: int, height: int) -> RenderableType:
 
 def _headline(scene: Scene, tables: Iterable[Sequence[Sequence[Stretch]]], width: int) -> Text:
     """What is in whose hand, in GPUs; the clock; the money of all leases."""
-    hands = dict.fromkeys(Hand, 0)
+    hands = dict.fromkeys(SliceState, 0)
     for stretch in (one for table in tables for gpu in table for one in gpu):
         hands[stretch.hand] += stretch.size
-    shown = [hand for hand in Hand if hands[hand] or hand in (Hand.RENTED, Hand.MINING)]
+    shown = [hand for hand in SliceState if hands[hand] or hand in (SliceState.LEASED, SliceState.MINING)]
     counts = "  ".join(f"{hand} {hands[hand] / MEMORY_SLICES:g}" for hand in shown)
     lines = bill.lines(scene.records, scene.now)
     money = f"{bill.total(lines):f} {lines[0].currency}" if lines else "0.00"
+    right = Text.assemble(" ", (money, "bold"), f"  {scene.now:%H:%M:%S}")
     left = Text.assemble((" gpu-tenancy ", "bold reverse"), f"  GPUs: {counts}")
-    right = Text.assemble((money, "bold"), f"  {scene.now:%H:%M:%S}  {scene.elapsed:5.1f} s ")
-    return _spread(left, right, width)
+    if left.cell_len + right.cell_len > width:
+        left = Text(counts)
+    return left.append(" " * max(0, width - left.cell_len - right.cell_len)).append_text(right)
 
 
 # --- nodes and GPUs -----------------------------------------------------------------------------------------------
@@ -153,8 +155,7 @@ def _node_line(node: Object) -> Text:
     model = status.gpus[0].model if status.gpus else "no GPUs"
     trouble = "" if ready and ready.status is ConditionStatus.TRUE else f"  {ready.reason if ready else 'no agent'}"
     text = Text.assemble((node["metadata"]["name"], "bold"), f"  {len(status.gpus)} × {model}")
-    text.append(f", {mig} in MIG mode" if mig else "").append(trouble, "bold red")
-    return text
+    return text.append(f" ({mig} MIG)" if mig else "").append(trouble, "bold red")
 
 
 def _gpu_lines(node: Object, table: Sequence[Sequence[Stretch]], cell: int) -> Iterator[Text]:
@@ -173,7 +174,7 @@ def _bar(stretch: Stretch, width: int, *, first: bool) -> Text:
     text = Text(" " if first else "│", stretch.style)
     text.append(stretch.label)
     text.truncate(width, overflow="crop")
-    text.pad_right(width - text.cell_len, "·" if stretch.hand is Hand.IDLE else " ")
+    text.pad_right(width - text.cell_len, "·" if stretch.hand is SliceState.IDLE else " ")
     return text
 
 
@@ -222,16 +223,18 @@ def _stretch(
     former, present = (observed.get(key[0]), wanted.get(key[1]))
     report = observed.get(key[1])
     if not gpu.healthy or (report is not None and report.state is SlotState.FAILED):
-        return Stretch(size, Hand.FAULTY, f"faulty {present.holder.name if present else ''}", FAULTY)
+        return Stretch(size, SliceState.FAULTY, f"faulty {present.holder.name if present else ''}", FAULTY)
     if present is None and former is None:
-        return Stretch(size, Hand.IDLE, "idle ", IDLE)
+        return Stretch(size, SliceState.IDLE, "idle ", IDLE)
     if former is not None or present is None or report is None or report.state is not SlotState.READY:
-        return Stretch(size, Hand.MOVING, f"{_holder(former)}→ {_holder(present)}".strip(), MOVING)
+        return Stretch(size, SliceState.HAND_OVER, f"{_holder(former)}→ {_holder(present)}".strip(), MOVING)
     shape = "" if present.profile == FULL else f"{present.profile.split('.')[0]} "
     if present.holder.kind is HolderKind.GPU_LEASE:
-        return Stretch(size, Hand.RENTED, shape + present.holder.name, f"black on {_colour(present.holder, colours)}")
+        return Stretch(
+            size, SliceState.LEASED, shape + present.holder.name, f"black on {_colour(present.holder, colours)}"
+        )
     runs = present.device in running
-    return Stretch(size, Hand.MINING, f"{shape}miner{'' if runs else ' starts'}", MINER)
+    return Stretch(size, SliceState.MINING, f"{shape}miner{'' if runs else ' starts'}", MINER)
 
 
 def _holder(slot: Slot | ObservedSlot | None) -> str:
@@ -278,7 +281,8 @@ def _leases(scene: Scene, colours: Mapping[str, str], width: int) -> Iterator[Te
         line.append(f"{state:<22}", style).append(f"{_shape(lease):<13}")
         line.append(f"{'' if gone else _ends_in(status, scene.now):>9}{rate:>10}")
         cost = costs.get(metadata["name"])
-        yield line.append(f"{'' if cost is None else f'{cost:f}':>10}", "bold")
+        line.append(f"{'' if cost is None else f'{cost:f}':>10}", "bold")
+        yield line.append(f"   {_message(status)}", "dim") if width >= ROOMY else line
 
 
 def _shape(lease: Object) -> str:
@@ -311,6 +315,12 @@ def _lease_status(lease: Object) -> GpuLeaseStatus:
     return GpuLeaseStatus.model_validate(lease.get("status") or {})
 
 
+def _message(status: GpuLeaseStatus) -> str:
+    """What a lease says of itself, unless the queue says it."""
+    ready = next((one for one in status.conditions if one.type is ConditionType.READY), None)
+    return ready.message if ready and status.position is None else ""
+
+
 def _ends_in(status: GpuLeaseStatus, now: datetime) -> str:
     if status.expires_at is None or status.ended is not None:
         return ""
@@ -330,28 +340,22 @@ def _queue(scene: Scene, width: int) -> Iterator[Text]:
         yield _rule("queue", width)
     for position, name, message in sorted(waiting):
         reason = message.removeprefix(f"Position {position} in the queue: ")
-        yield from _wrapped(Text.assemble(f" {position}  ", (name, "bold"), f" {reason}"), width, 2)
-
-
-def _wrapped(text: Text, width: int, most: int) -> list[Text]:
-    """The text broken at blanks into lines of `width`; what is over ends in an ellipsis."""
-    words, lines = text.split(" "), [Text()]
-    for word in words:
-        if lines[-1].cell_len + 1 + word.cell_len > width and lines[-1].cell_len and len(lines) < most:
-            lines.append(Text("   "))
-        lines[-1].append_text(Text(" ") if lines[-1].cell_len else Text()).append_text(word)
-    return lines
+        wrapped = textwrap.wrap(f" {position}  {name} {reason}", width, subsequent_indent="    ", max_lines=2)
+        for line in map(Text, wrapped):
+            line.highlight_words([f" {name} "], "bold")
+            yield line
 
 
 # --- the story ----------------------------------------------------------------------------------------------------
 
 
-def _steps(steps: Sequence[Step], width: int, room: int) -> Iterator[Text]:
+def _steps(scene: Scene, width: int, room: int) -> Iterator[Text]:
     """The steps that fit, those around the present one first."""
+    steps = scene.steps
     if room < 2 or not steps:
         return
     done = sum(step.state is StepState.DONE for step in steps)
-    yield _rule(f"step {min(done + 1, len(steps))} of {len(steps)}", width)
+    yield _rule(f"step {min(done + 1, len(steps))} of {len(steps)}, {scene.elapsed:.1f} s", width)
     lines = [line for step in steps for line in _step(step)]
     reached = [index for index, step in enumerate(steps) if step.state is not StepState.AHEAD]
     present = sum(len(_step(step)) for step in steps[: reached[-1] + 1]) if reached else 1
@@ -360,7 +364,7 @@ def _steps(steps: Sequence[Step], width: int, room: int) -> Iterator[Text]:
 
 
 def _step(step: Step) -> list[Text]:
-    """A step in one line; the present one, and one that failed, in two."""
+    """A step in one line; the present one with what was typed and what it waits for."""
     seconds = "" if step.seconds is None else f"{step.seconds:5.1f} s "
     match step.state:
         case StepState.AHEAD:
@@ -370,13 +374,11 @@ def _step(step: Step) -> list[Text]:
         case StepState.NOW:
             return [
                 Text.assemble((" ▶ ", "bold yellow"), f"{seconds} ", (step.title, "bold")),
-                Text(f"   {step.note}", "cyan"),
+                *([Text(f"   {step.note}", "cyan")] if step.note else []),
+                *([Text(f"   waits for {step.awaits}", "dim")] if step.awaits else []),
             ]
         case StepState.FAILED:
-            return [
-                Text.assemble((" ✗ ", "bold red"), f"{seconds} ", (step.title, "bold red")),
-                Text(f"   {step.note}"),
-            ]
+            return [Text.assemble((" ✗ ", "bold red"), f"{seconds} ", (step.title, "bold red"))]
 
 
 # --- lines --------------------------------------------------------------------------------------------------------
@@ -394,10 +396,6 @@ def _legend() -> Text:
 def _rule(title: str, width: int) -> Text:
     line = Text(f" ─ {title} ", "dim")
     return line.append("─" * max(0, width - line.cell_len), "dim")
-
-
-def _spread(left: Text, right: Text, width: int) -> Text:
-    return left.append(" " * max(1, width - left.cell_len - right.cell_len)).append_text(right)
 
 
 def _fitted(line: Text, width: int) -> Text:

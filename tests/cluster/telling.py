@@ -47,7 +47,12 @@ class Telling:
         for line in text.splitlines():
             if not self.live:
                 self._print(f"  {line}")
-        self._change(note=text.splitlines()[-1] if text else "")
+        if text:
+            self._change(note=text.splitlines()[-1])
+
+    def awaits(self, what: str) -> None:
+        """What the present step looks for; a picture shows it, a log does not."""
+        self._change(awaits=what)
 
     @contextmanager
     def step(self, index: int) -> Iterator[Callable[[str], None]]:
@@ -91,10 +96,10 @@ class Telling:
     def _timed(self, step: Step) -> Step:
         return replace(step, seconds=time.monotonic() - self._step_began)
 
-    def _change(self, note: str) -> None:
+    def _change(self, **fields: str) -> None:
         for index, step in enumerate(self.steps):
             if step.state is StepState.NOW:
-                self.steps[index] = replace(step, note=note)
+                self.steps[index] = replace(step, **fields)  # type: ignore[arg-type]
 
     def _print(self, line: str) -> None:
         # Lines of a log are not broken: whoever reads it searches in it.

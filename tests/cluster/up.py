@@ -5,13 +5,14 @@ It starts and ends processes through `World` and `detached` only.
 
 import asyncio
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from gpu_tenancy.kube import resources
 from tests.cluster import binaries
 from tests.cluster.detached import Detached, detach, end, find, state_file
-from tests.cluster.world import ROOT, GpuServer, World
+from tests.cluster.world import MODEL, ROOT, GpuServer, World
 
 SERVERS: Final = (GpuServer("gpu-a"), GpuServer("gpu-b", mig=(6, 7)))
 """Two nodes of 8 × A100-SXM4-80GB; the last two GPUs of the second are in MIG mode."""
@@ -30,52 +31,59 @@ async def furnish(world: World) -> None:
     await world.kubectl("apply", "-f", str(BOOK), "-f", str(POOL))
 
 
-async def up(path: Path | None = None) -> str:
-    """Start the world and leave it running for at most eight hours; returns what to tell its user.
+def up(say: Callable[[str], None], path: Path | None = None) -> None:
+    """Start the world and leave it running for at most eight hours; where it runs already only that is said.
 
-    path: where it is remembered. Where it runs already, only that is said.
+    say: is told what happens, and at last how to use it; path: where it is remembered. Raises BuildError and
+    ProgramError where it cannot be started.
     """
     path = path or state_file()
     if found := find(path):
-        return "It runs already.\n\n" + _instructions(found)
+        say(f"It runs already.\n\n{_instructions(found)}")
+        return
+    say(f"Starting a Kubernetes control plane, an operator, and {len(SERVERS)} nodes of 8 × {MODEL}.")
+    detached = asyncio.run(_start(path))
+    hours = LIFETIME_SECONDS / 3600
+    say(f"All {GPUS} GPUs are mining. It goes on in the background, for at most {hours:.0f} hours.\n")
+    say(_instructions(detached))
+
+
+async def _start(path: Path) -> Detached:
     async with World(SERVERS, namespaces=NAMESPACES) as world:
         await furnish(world)
         await world.mining(GPUS)
-        detached = await detach(world.control_plane, path, LIFETIME_SECONDS)
-    hours = LIFETIME_SECONDS / 3600
-    return (
-        f"{len(SERVERS)} nodes, {GPUS} GPUs, all mining. It runs in the background until `make down`, "
-        f"at most {hours:.0f} hours.\n\n" + _instructions(detached)
-    )
+        return await detach(world.control_plane, path, LIFETIME_SECONDS)
 
 
-def down(path: Path | None = None) -> str:
-    """End the world that `up` left running; returns what to tell its user."""
+def down(say: Callable[[str], None], path: Path | None = None) -> None:
+    """End the world that `up` left running, if there is one."""
     if end(path or state_file()):
-        return "Ended; nothing is left of it."
-    return "Nothing to end: it does not run. `make up` starts it."
-
-
-def run_up() -> str:
-    """`up` for the command line."""
-    return asyncio.run(up())
+        say("Ended; nothing is left of it.")
+    else:
+        say("Nothing to end: it does not run. `make up` starts it.")
 
 
 def _instructions(detached: Detached) -> str:
-    kubectl = binaries.ensure(["kubectl"])["kubectl"]
-    lease = shlex.quote(_short(LEASE))
-    return f"""\
-  export KUBECONFIG={shlex.quote(str(detached.kubeconfig))}
-  export PATH={shlex.quote(str(kubectl.parent))}:$PATH      # kubectl, if you have none: {kubectl}
+    folder = binaries.ensure(["kubectl"])["kubectl"].parent
+    lease = shlex.quote(_typed(LEASE))
+    tries = (
+        (f"kubectl apply -f {lease}", "rent four GPUs: four miners go"),
+        ("kubectl get gpul,gpun,minepool -A", "what became of it; kubectl get gpul -A -w watches it"),
+        (f"kubectl delete -f {lease}", "give them back: the miners return"),
+    )
+    wide = max(len(command) for command, _ in tries)
+    return "\n".join(
+        [
+            "Its API server, and a kubectl of its version:\n",
+            f"  export KUBECONFIG={shlex.quote(str(detached.kubeconfig))}",
+            f"  export PATH={shlex.quote(str(folder))}:$PATH",
+            "\nTry:\n",
+            *(f"  {command:<{wide}}   # {meaning}" for command, meaning in tries),
+            "\n`make down` ends it.",
+        ]
+    )
 
-Try:
 
-  kubectl apply -f {lease}       # rent four GPUs: four miners go
-  kubectl get gpul,gpun,minepool -A -o wide         # what became of it (kubectl get gpul -A -w watches it)
-  kubectl delete -f {lease}      # give them back: the miners return
-"""
-
-
-def _short(path: Path) -> str:
+def _typed(path: Path) -> str:
     """As one types it in the root of the repository; elsewhere the whole path."""
     return str(path.relative_to(ROOT)) if Path.cwd() == ROOT else str(path)

@@ -108,6 +108,7 @@ class FakeGpus:
 
     async def list(self) -> Sequence[GpuFacts]:
         """Every GPU; a lost one is not healthy."""
+        self._refresh()
         return [self._facts(index) for index in range(len(self.uuids))]
 
     async def instances(self, gpu: str) -> Sequence[Instance]:
@@ -116,7 +117,7 @@ class FakeGpus:
         with self._alone(index):
             await self._pause(index, 0.0)
             self._check(index)
-            there = (one for one in self.hardware.instances if one.gpu == index)
+            there = (one for one in self._hardware.instances if one.gpu == index)
             return [self._instance(one) for one in sorted(there, key=lambda one: one.start)]
 
     async def create(self, gpu: str, profile: str, start: int) -> Instance:
@@ -138,7 +139,7 @@ class FakeGpus:
             await self._pause(index, DESTROY_SECONDS[self._profile(instance.profile).compute])
             self._check(index)
             self._check_unused(index, instance)
-            hardware = self.hardware
+            hardware = self._hardware
             left = tuple(one for one in hardware.instances if one.uuid != instance.uuid or not one.uuid)
             self._write(hardware.model_copy(update={"instances": left}))
             self.calls.append(("destroy", f"{instance.profile}@{instance.start}"))
@@ -151,15 +152,14 @@ class FakeGpus:
         with self._alone(index):
             await self._pause(index, 0.0)
             self._check(index)
-            return [Process(one.pid, one.name) for one in self.hardware.processes if one.device == device]
+            return [Process(one.pid, one.name) for one in self._hardware.processes if one.device == device]
 
     # ------------------------------------------------------------------------------------------------- for the tests
 
     @property
     def hardware(self) -> Hardware:
         """The hardware as it is now, whoever changed it."""
-        if self._state is not None:
-            self._read(self._state)
+        self._refresh()
         return self._hardware
 
     def layout(self, index: int) -> set[tuple[str, int]]:
@@ -238,7 +238,7 @@ class FakeGpus:
         if faults.no_room:
             self.fail(index, faults.model_copy(update={"no_room": faults.no_room - 1}))
             raise InsufficientResources(f"GPU {index} has no room for {shape.name}; list its instances")
-        for one in self.hardware.instances:
+        for one in self._hardware.instances:
             if one.gpu == index and self._profile(one.profile).mask(one.start) & shape.mask(start):
                 raise InsufficientResources(f"GPU {index} has {one.profile} at {one.start}; destroy it first")
 
@@ -247,11 +247,11 @@ class FakeGpus:
         if faults.in_use:
             self.fail(index, faults.model_copy(update={"in_use": faults.in_use - 1}))
             raise InUse(f"MIG instance {instance.profile} on GPU {index} is in use, says the driver; try again")
-        if any(one.device == instance.uuid for one in self.hardware.processes):
+        if any(one.device == instance.uuid for one in self._hardware.processes):
             raise InUse(f"MIG instance {instance.profile} on GPU {index} is in use by a process; stop it first")
 
     def _make(self, index: int, shape: Profile, start: int) -> _Made:
-        hardware = self.hardware
+        hardware = self._hardware
         taken = {one.gpu_instance for one in hardware.instances if one.gpu == index}
         made = _Made(
             gpu=index,
@@ -276,12 +276,15 @@ class FakeGpus:
             self._under_way.discard(index)
 
     async def _pause(self, index: int, seconds: float) -> None:
+        """Every call takes its time, and finds what is there at its end."""
+        self._refresh()
         seconds += self._faults(index).slow_seconds
         if seconds:
             await self._clock.sleep(seconds)
+            self._refresh()
 
     def _faults(self, index: int) -> Faults:
-        return self.hardware.faults.get(index, Faults())
+        return self._hardware.faults.get(index, Faults())
 
     def _profile(self, name: str) -> Profile:
         return of_model(self.model)[name]
@@ -294,16 +297,19 @@ class FakeGpus:
     def _index_of_device(self, device: str) -> int | None:
         if device in self.uuids:
             return self.uuids.index(device)
-        return next((one.gpu for one in self.hardware.instances if one.uuid == device), None)
+        return next((one.gpu for one in self._hardware.instances if one.uuid == device), None)
 
-    def _read(self, state: Path) -> None:
+    def _refresh(self) -> None:
+        """Read the state file, if there is one and somebody else has written it."""
+        if self._state is None:
+            return
         try:
-            found = state.stat()
+            found = self._state.stat()
         except FileNotFoundError:
             return
         stamp = (found.st_mtime_ns, found.st_ino)
         if stamp != self._stamp:
-            self._hardware = Hardware.model_validate(json.loads(state.read_text()))
+            self._hardware = Hardware.model_validate(json.loads(self._state.read_text()))
             self._stamp = stamp
 
     def _write(self, hardware: Hardware) -> None:

@@ -1,4 +1,4 @@
-"""kill -9 of the operator after every single write of a lease's life: the end is the same, and no second is lost or doubled.
+"""kill -9 of the operator after each write of a lease's life: the end is the same, and no second is lost or doubled.
 
 The numbered steps of a lease's life (design, section 4) consist of these writes; a case is named after how many of them
 were let through, and says in its failure which one was the last:
@@ -15,8 +15,8 @@ were let through, and says in its failure which one was the last:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
+import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -131,7 +131,7 @@ async def test_every_write_of_a_life_is_one_of_the_numbered_steps(world: World, 
 async def _live_through_a_crash(world: World, life: str, after: int) -> None:
     async with _operator_that_crashes(world, after):
         try:
-            await LIVES[life](world, f"{life}-{after}")
+            await LIVES[life](world, f"{life}-{secrets.token_hex(3)}")
         except AssertionError as error:
             writes = _writes(world)
             raise AssertionError(f"killed after write {len(writes)} of {writes}:\n{error}") from error
@@ -142,19 +142,21 @@ async def _operator_that_crashes(world: World, after: int) -> AsyncIterator[None
     """An operator that kills itself, and a successor as a Deployment would start it."""
     await world.kill_operator()
     await world.start_operator((sys.executable, "-m", "tests.cluster.crashing", "--after", str(after), "operator"))
-    keeper = asyncio.create_task(_start_again(world))
+    over = asyncio.Event()
+    keeper = asyncio.create_task(_start_again(world, over))
     try:
         yield
     finally:
-        keeper.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeper
+        over.set()
+        await keeper
 
 
-async def _start_again(world: World) -> None:
-    while world.control_plane.alive(OPERATOR):
+async def _start_again(world: World, over: asyncio.Event) -> None:
+    while not over.is_set():
+        if not world.control_plane.alive(OPERATOR):
+            await world.start_operator()
+            return
         await asyncio.sleep(0.02)
-    await world.start_operator()
 
 
 def _writes(world: World) -> list[str]:

@@ -42,7 +42,7 @@ def of(situation: Situation, boot_id: str) -> Checkpoint:
     return Checkpoint(
         boot_id=boot_id,
         held=tuple(situation.held[device] for device in sorted(situation.held)),
-        made=tuple(sorted(situation.made, key=lambda made: (made.gpu, made.start, made.profile, made.uuid))),
+        made=tuple(sorted(situation.made)),
         prepared=tuple(situation.prepared[uid] for uid in sorted(situation.prepared)),
     )
 

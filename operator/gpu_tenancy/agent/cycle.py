@@ -10,13 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, Final, ParamSpec, TypeVar, assert_never
+from typing import IO, Any, Final, ParamSpec, TypeVar
 
 import msgspec
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_exponential_jitter
 
-from gpu_tenancy.agent import checkpoint, heartbeat, home, steps
+from gpu_tenancy.agent import checkpoint, heartbeat, home
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.clock import Clock, SystemClock
 from gpu_tenancy.agent.dra import Plugin, Registration, serving
@@ -146,9 +146,7 @@ class Agent:
 
     async def _cycle(self, memory: Memory, lanes: Lanes, outbox: Outbox) -> None:
         while True:
-            memory.learn(settled(memory.situation))
-            for gpu in steps.gpus_of(memory.situation):
-                lanes.start(gpu)
+            lanes.start()
             outbox.wake()
             await memory.changed.wait()
             memory.changed.clear()
@@ -234,33 +232,3 @@ class Agent:
 def _partitioned(situation: Situation) -> list[str]:
     """UUIDs of the GPUs that can have instances."""
     return [gpu.uuid for gpu in situation.gpus.values() if gpu.mode is GpuMode.MIG]
-
-
-def settled(situation: Situation) -> Situation:
-    """The situation after every step that changes nothing outside the agent's memory."""
-    while True:
-        before = situation
-        for step in steps.diff(situation):
-            if isinstance(step, steps.Bookkeeping):
-                situation = noted(situation, step)
-        if situation is before:
-            return situation
-
-
-def noted(situation: Situation, step: steps.Bookkeeping) -> Situation:
-    """The situation after one such step."""
-    match step:
-        case steps.Accept(slot=slot):
-            return known.accepted(situation, slot)
-        case steps.Drain(device=device):
-            return known.drained(situation, device)
-        case steps.Await(device=device, state=state, message=message):
-            return known.waiting(situation, device, state, message)
-        case steps.Fail(device=device, message=message):
-            return known.failed(situation, device, message)
-        case steps.Remake(device=device):
-            return known.undone(situation, device)
-        case steps.Forget(device=device):
-            return known.forgotten(situation, device)
-        case _:
-            assert_never(step)

@@ -17,7 +17,7 @@ from gpu_tenancy.agent.gpus import GpuError, Gpus, Instance, Process
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.agent.situation import claims_on
-from gpu_tenancy.agent.steps import Adopt, Create, Destroy, Hardware, Prove, diff_gpu
+from gpu_tenancy.agent.steps import Adopt, Create, Destroy, Hardware, Prove, gpu_of
 from gpu_tenancy.api.node import Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 
@@ -42,9 +42,10 @@ class Lanes:
         self._running: set[str] = set()
         self._failures: dict[str, int] = {}
 
-    def start(self, gpu: str) -> None:
-        """Let the GPU's lane take its steps, unless it is at it already or has none."""
-        if gpu not in self._running and self._next(gpu) is not None:
+    def start(self) -> None:
+        """Let each lane with a step to take begin, unless it is at it already."""
+        waiting = {gpu_of(step) for step in self._memory.steps if isinstance(step, Hardware)}
+        for gpu in waiting - self._running:
             self._running.add(gpu)
             self._spawn(self._run(gpu))
 
@@ -60,7 +61,8 @@ class Lanes:
                 _log.warning("The instances of %s could not be listed: %s", gpu, error)
 
     def _next(self, gpu: str) -> Hardware | None:
-        return next((step for step in diff_gpu(self._memory.situation, gpu) if isinstance(step, Hardware)), None)
+        steps = (step for step in self._memory.steps if isinstance(step, Hardware))
+        return next((step for step in steps if gpu_of(step) == gpu), None)
 
     async def _run(self, gpu: str) -> None:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpu_tenancy.agent import checkpoint
 from gpu_tenancy.agent.situation import Situation
+from gpu_tenancy.agent.steps import Step, settled
 
 
 class Memory:
@@ -22,6 +23,9 @@ class Memory:
         self.boot_id = boot_id
         self._path = path
         self._situation = situation
+        self._settled: Situation | None = None
+        self._steps: tuple[Step, ...] = ()
+        self._kept: tuple[object, ...] = ()
         self._saved: str | None = None
         self._saving = asyncio.Lock()
 
@@ -40,10 +44,24 @@ class Memory:
         """Apply a transition to what is known now."""
         self.learn(transition(self._situation))
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What follows from what is known now. Asking takes the steps that change nothing but what is known."""
+        if self._settled is not self._situation:
+            situation, self._steps = settled(self._situation)
+            self.learn(situation)
+            self._settled = situation
+        return self._steps
+
     async def saved(self) -> None:
         """Return once everything known by now is on disk; several callers share one write."""
         async with self._saving:
-            text = checkpoint.of(self._situation, self.boot_id).model_dump_json(by_alias=True, exclude_defaults=True)
+            known = self._situation
+            kept = (known.held, known.made, known.prepared)
+            if all(one is other for one, other in zip(kept, self._kept, strict=False)) and self._kept:
+                return
+            text = checkpoint.of(known, self.boot_id).model_dump_json(by_alias=True, exclude_defaults=True)
             if text != self._saved:
                 await asyncio.to_thread(checkpoint.write, self._path, text)
                 self._saved = text
+            self._kept = kept

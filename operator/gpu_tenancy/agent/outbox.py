@@ -114,7 +114,7 @@ class Outbox:
 
     async def _write_slice(self) -> None:
         there = self._slice or await self._read_slice()
-        held = slice_next(self._memory.situation)
+        held = slice_next(self._memory.situation, self._memory.steps)
         devices = report.slice_devices(self._memory.situation, held)
         names = [one.slot.device for one in held]
         if there is None or _is_stale(there, devices, self.home.owner):

@@ -42,7 +42,8 @@ class Held(ApiModel):
     """It stands in the node's ResourceSlice, or may do so."""
 
 
-class Made(ApiModel):
+@dataclass(frozen=True, slots=True, order=True)
+class Made:
     """A MIG instance that the agent has created or is about to create."""
 
     gpu: str
@@ -127,8 +128,7 @@ def instance_of(situation: Situation, held: Held) -> Instance | None:
     instance of another device at the same placement is never mistaken for it.
     """
     slot = held.slot
-    made = Made(gpu=slot.gpu, profile=slot.profile, start=slot.start, uuid=held.uuid)
-    if made not in situation.made:
+    if Made(slot.gpu, slot.profile, slot.start, held.uuid) not in situation.made:
         return None
     for instance in situation.instances.get(slot.gpu, ()):
         if (instance.profile, instance.start) == (slot.profile, slot.start) and held.uuid in {"", instance.uuid}:
@@ -138,8 +138,7 @@ def instance_of(situation: Situation, held: Held) -> Instance | None:
 
 def is_own(situation: Situation, instance: Instance) -> bool:
     """Whether the agent created it: recorded by placement before the creation, by UUID after it."""
-    placed = _placed(instance)
-    return placed in situation.made or placed.model_copy(update={"uuid": instance.uuid}) in situation.made
+    return _placed(instance) in situation.made or _placed(instance, instance.uuid) in situation.made
 
 
 # ------------------------------------------------------------------------------------------------- what was learnt
@@ -213,7 +212,7 @@ def made_ready(situation: Situation, device: str, uuid: str, now: datetime) -> S
     slot = held.slot
     made = situation.made
     if slot.profile != FULL:
-        made = _without_placement(made, slot) | {_placed(slot).model_copy(update={"uuid": uuid})}
+        made = _without_placement(made, slot) | {_placed(slot, uuid)}
     ready = {"state": SlotState.READY, "uuid": uuid, "ready_at": now, "message": "", "stored": False}
     return _held(replace(situation, made=made), held.model_copy(update=ready))
 
@@ -341,8 +340,8 @@ def _with(mapping: Mapping[K, V], key: K, value: V) -> dict[K, V]:
     return {**mapping, key: value}
 
 
-def _placed(at: Slot | Instance) -> Made:
-    return Made(gpu=at.gpu, profile=at.profile, start=at.start)
+def _placed(at: Slot | Instance, uuid: str = "") -> Made:
+    return Made(at.gpu, at.profile, at.start, uuid)
 
 
 def _without_placement(made: frozenset[Made], at: Slot | Instance) -> frozenset[Made]:

@@ -9,10 +9,11 @@ spec says. The order in which a device changes hands is the specification:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, assert_never
 
+from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.gpus import GpuFacts, Instance
 from gpu_tenancy.agent.situation import (
     WHOLE_GPU,
@@ -138,34 +139,79 @@ Step: TypeAlias = Bookkeeping | Hardware | Announcement
 
 def diff(situation: Situation) -> tuple[Step, ...]:
     """Every step that can be taken now, GPU by GPU; leases before pools on each. Empty when all is as specified."""
-    return tuple(step for gpu in gpus_of(situation) for step in diff_gpu(situation, gpu))
+    held_on: dict[str, list[Held]] = {gpu: [] for gpu in _gpus_of(situation)}
+    for held in sorted(situation.held.values(), key=_rank):
+        held_on[held.slot.gpu].append(held)
+    return tuple(step for gpu, held_here in held_on.items() for step in _steps_on(situation, gpu, held_here))
 
 
-def gpus_of(situation: Situation) -> tuple[str, ...]:
-    """UUIDs of every GPU that is there, wanted or in hand, sorted."""
-    known = set(situation.gpus) | set(situation.instances)
-    known |= {slot.gpu for slot in situation.wanted.values()}
-    known |= {held.slot.gpu for held in situation.held.values()}
-    return tuple(sorted(known))
+def settled(situation: Situation) -> tuple[Situation, tuple[Step, ...]]:
+    """The situation after every step that changes nothing outside the agent's memory, and the steps that are left."""
+    while True:
+        before, left = situation, diff(situation)
+        for step in left:
+            if isinstance(step, Bookkeeping):
+                situation = noted(situation, step)
+        if situation is before:
+            return situation, left
 
 
-def diff_gpu(situation: Situation, gpu: str) -> tuple[Step, ...]:
-    """The steps that can be taken on one GPU now."""
-    return tuple(_steps_of(situation, gpu))
+def noted(situation: Situation, step: Bookkeeping) -> Situation:
+    """The situation after a step that changes nothing outside the agent's memory."""
+    match step:
+        case Accept(slot=slot):
+            return known.accepted(situation, slot)
+        case Drain(device=device):
+            return known.drained(situation, device)
+        case Await(device=device, state=state, message=message):
+            return known.waiting(situation, device, state, message)
+        case Fail(device=device, message=message):
+            return known.failed(situation, device, message)
+        case Remake(device=device):
+            return known.undone(situation, device)
+        case Forget(device=device):
+            return known.forgotten(situation, device)
+        case _:
+            assert_never(step)
 
 
-def _steps_of(situation: Situation, gpu: str) -> Iterator[Step]:
-    held_here = sorted((held for held in situation.held.values() if held.slot.gpu == gpu), key=_rank)
+def gpu_of(step: Hardware) -> str:
+    """UUID of the GPU that the step is on."""
+    match step:
+        case Prove(gpu=gpu):
+            return gpu
+        case Destroy(instance=instance):
+            return instance.gpu
+        case Create(slot=slot) | Adopt(slot=slot):
+            return slot.gpu
+        case _:
+            assert_never(step)
+
+
+def _gpus_of(situation: Situation) -> list[str]:
+    """UUIDs of every GPU that is there, wanted or in hand."""
+    gpus = dict.fromkeys(situation.gpus)
+    gpus |= dict.fromkeys(situation.instances)
+    gpus |= dict.fromkeys(slot.gpu for slot in situation.wanted.values())
+    gpus |= dict.fromkeys(held.slot.gpu for held in situation.held.values())
+    return sorted(gpus)
+
+
+def _steps_on(situation: Situation, gpu: str, held_here: Sequence[Held]) -> Iterator[Step]:
+    """What is taken away comes first: somebody may wait for its place."""
+    stays = []
     for held in held_here:
         if held.published and not serves(situation, held):
             yield Withdraw(held.slot.device)
-        elif not is_wanted(situation, held):
+        elif is_wanted(situation, held):
+            stays.append(held)
+        else:
             yield from _take_away(situation, held)
-    yield from _orphans(situation, gpu, held_here)
-    for held in held_here:
-        if is_wanted(situation, held) and (serves(situation, held) or not held.published):
-            yield from _make(situation, held)
-    for device, slot in sorted(situation.wanted.items()):
+    for held in stays:
+        yield from _make(situation, held)
+    if situation.instances.get(gpu):
+        yield from _orphans(situation, gpu, held_here)
+    for device, slot in situation.wanted.items():
         if slot.gpu == gpu and device not in situation.held:
             yield Accept(slot)
 
@@ -180,9 +226,12 @@ def serves(situation: Situation, held: Held) -> bool:
     return is_wanted(situation, held) and held.state is SlotState.READY and fault(situation, held) is None
 
 
-def slice_next(situation: Situation) -> tuple[Held, ...]:
-    """The devices of the next ResourceSlice by name: what stands there and serves, and what is to be published."""
-    publish = {step.device for step in diff(situation) if isinstance(step, Publish)}
+def slice_next(situation: Situation, left: Iterable[Step]) -> tuple[Held, ...]:
+    """The devices of the next ResourceSlice by name: what stands there and serves, and what is to be published.
+
+    `left` are the steps that follow from the situation.
+    """
+    publish = [step.device for step in left if isinstance(step, Publish)]
     stays = (held for held in situation.held.values() if held.published and serves(situation, held))
     joins = (situation.held[device] for device in publish)
     return tuple(sorted((*stays, *joins), key=lambda held: held.slot.device))
@@ -253,7 +302,7 @@ def _who(holder: Holder) -> str:
     return f"{_KINDS[holder.kind]} {holder.namespace}/{holder.name}"
 
 
-def _orphans(situation: Situation, gpu: str, held_here: list[Held]) -> Iterator[Step]:
+def _orphans(situation: Situation, gpu: str, held_here: Sequence[Held]) -> Iterator[Step]:
     """Instances of the agent's own making that no device in hand explains: they hold memory for nobody."""
     explained = [instance_of(situation, held) for held in held_here]
     for instance in situation.instances.get(gpu, ()):

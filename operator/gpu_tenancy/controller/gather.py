@@ -5,6 +5,7 @@ An object that cannot be read becomes a fact with the reason in `invalid`; it ne
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -42,6 +43,8 @@ from gpu_tenancy.core.snapshot import (
 )
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import Object
+
+_log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=ApiModel)
 T = TypeVar("T")
@@ -107,37 +110,45 @@ class Gather:
     # --- leases
 
     def _records(self) -> dict[str, list[RecordFacts]]:
-        """Records by contract. Those of leases are taken out as leases are read; the rest are orphans."""
-        found: dict[str, list[RecordFacts]] = defaultdict(list)
+        """Records by contract. Those of leases are taken out as leases are read; the rest are orphans.
+
+        A segment counts once, also while its archived copy exists beside it.
+        """
+        found: dict[str, dict[str, RecordFacts]] = defaultdict(dict)
         for body in self._views.store.all(resources.USAGE_RECORDS):
-            metadata = body["metadata"]
+            namespace, name = _key(body)
             spec, _ = self._parse(UsageRecordSpec, body, "spec")
             if spec is None:
                 continue
-            finalized = names.FINALIZER_LEDGER in metadata.get("finalizers", ())
-            deleting = "deletionTimestamp" in metadata
-            found[spec.contract].append(RecordFacts(metadata["namespace"], metadata["name"], spec, deleting, finalized))
-        for records in found.values():
-            records.sort(key=lambda record: record.spec.segment)
-        return found
+            if name in found[spec.contract] and namespace != spec.lease_namespace:
+                continue
+            finalized = names.FINALIZER_LEDGER in body["metadata"].get("finalizers", ())
+            deleting = "deletionTimestamp" in body["metadata"]
+            found[spec.contract][name] = RecordFacts(namespace, name, spec, deleting, finalized)
+        return {
+            contract: sorted(records.values(), key=lambda record: record.spec.segment)
+            for contract, records in found.items()
+        }
 
     def _claims(self) -> tuple[dict[str, list[ClaimFacts]], dict[str, digests.Claim]]:
-        """Claims of leases by holder UID, and claims of miners by name."""
+        """Claims of leases by holder UID, and claims of miners by namespace/name."""
         leases: dict[str, list[ClaimFacts]] = defaultdict(list)
         miners: dict[str, digests.Claim] = {}
-        for claim in self._views.claims.items.values():
+        for key, claim in self._views.claims.items.items():
             if names.LABEL_POOL in claim.metadata.labels:
-                miners[claim.metadata.name] = claim
+                miners[key] = claim
             else:
                 facts = _claim(claim)
                 leases[facts.holder].append(facts)
         return leases, miners
 
-    def _jobs(self) -> dict[str, list[JobFacts]]:
-        """Jobs by UID of their lease."""
-        found: dict[str, list[JobFacts]] = defaultdict(list)
+    def _jobs(self) -> dict[tuple[str, str], list[JobFacts]]:
+        """Jobs by UID of their lease. Anybody may label a Job: what the operator did not write is not read either."""
+        found: dict[tuple[str, str], list[JobFacts]] = defaultdict(list)
         for job in self._views.jobs.items.values():
-            found[job.metadata.labels.get(names.LABEL_HOLDER, "")].append(_job(job))
+            labels = job.metadata.labels
+            if labels.get(names.LABEL_ATTEMPT, "").isdecimal():
+                found[job.metadata.namespace, labels.get(names.LABEL_HOLDER, "")].append(_job(job))
         return found
 
     def _lease(
@@ -145,7 +156,7 @@ class Gather:
         body: Object,
         records: dict[str, list[RecordFacts]],
         claims: Mapping[str, list[ClaimFacts]],
-        jobs: Mapping[str, list[JobFacts]],
+        jobs: Mapping[tuple[str, str], list[JobFacts]],
         verdicts: Mapping[str, str],
     ) -> LeaseFacts:
         metadata = body["metadata"]
@@ -169,7 +180,7 @@ class Gather:
             namespace_ends=self._ends(key.namespace),
             template=template,
             claim_template=self._has_claim_template(key, uid),
-            jobs=tuple(jobs.get(uid, ())),
+            jobs=tuple(jobs.get((key.namespace, uid), ())),
             claims=tuple(claims.get(uid, ())),
             records=tuple(own),
         )
@@ -227,10 +238,8 @@ class Gather:
         return BookFacts(metadata["name"], metadata["uid"], generation, spec, status or PriceBookStatus(), invalid)
 
     def _miners(self, claims: dict[str, digests.Claim]) -> tuple[MinerFacts, ...]:
-        pods = {
-            pod.metadata.name: pod for pod in self._views.pods.items.values() if names.LABEL_POOL in pod.metadata.labels
-        }
-        return tuple(_miner(name, pods.get(name), claims.get(name)) for name in sorted(pods.keys() | claims.keys()))
+        pods = {key: pod for key, pod in self._views.pods.items.items() if names.LABEL_POOL in pod.metadata.labels}
+        return tuple(_miner(pods.get(key), claims.get(key)) for key in sorted(pods.keys() | claims.keys()))
 
     # --- nodes
 
@@ -275,13 +284,21 @@ class Gather:
             taints=tuple(
                 Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints if taint.effect in KEEPS_AWAY
             ),
-            allocatable=amounts.of_list(node.status.allocatable),
+            allocatable=self._allocatable(node),
             foreign=foreign,
             ready=any(state.type == "Ready" and state.status == "True" for state in node.status.conditions),
             cordoned=node.spec.unschedulable,
             conditions=tuple(observed.conditions),
             agent_until=until,
         )
+
+    def _allocatable(self, node: digests.Node) -> Amount:
+        """What the node has; one that nobody can read has nothing to give, and keeps what is on it."""
+        try:
+            return amounts.of_list(node.status.allocatable)
+        except ValueError as error:
+            _log.warning("Node %s: status.allocatable cannot be read: %s", node.metadata.name, error)
+            return amounts.NOTHING
 
     def _parse(self, model: type[M], body: Object, part: str) -> tuple[M | None, str]:
         """A part of the object as its model, or why it cannot be read. Unknown fields are left for newer operators."""
@@ -292,7 +309,9 @@ class Gather:
             try:
                 return model.model_validate(body[part], extra="ignore"), ""
             except ValidationError as error:
-                return None, "; ".join(f"{part}.{_path(one['loc'])}: {one['msg']}" for one in error.errors())
+                sentences = "; ".join(f"{part}.{_path(one['loc'])}: {one['msg']}" for one in error.errors())
+                _log.warning("%s %s cannot be read: %s", body["kind"], _key(body), sentences)
+                return None, sentences
 
         return self._memo.get(body, part, read)
 
@@ -348,7 +367,7 @@ def _job(job: digests.Job) -> JobFacts:
     return JobFacts(
         name=job.metadata.name,
         uid=job.metadata.uid,
-        attempt=int(job.metadata.labels.get(names.LABEL_ATTEMPT, "0")),
+        attempt=int(job.metadata.labels[names.LABEL_ATTEMPT]),
         finished=ended.type if ended else "",
         finished_at=ended.last_transition_time if ended else None,
         message=ended.message if ended and ended.type == "Failed" else "",
@@ -356,15 +375,15 @@ def _job(job: digests.Job) -> JobFacts:
     )
 
 
-def _miner(name: str, pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFacts:
+def _miner(pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFacts:
     known = pod or claim
     if known is None:
-        raise ValueError(f"miner {name} has neither pod nor claim")
+        raise ValueError("a miner has a pod, a claim, or both")
     metadata = known.metadata
     phase = pod.status.phase if pod else ""
     going = [one.metadata.deletion_timestamp is not None for one in (pod, claim) if one is not None]
     return MinerFacts(
-        name=name,
+        name=metadata.name,
         namespace=metadata.namespace,
         pool=metadata.labels.get(names.LABEL_HOLDER, ""),
         node=metadata.annotations.get(names.LABEL_NODE, ""),

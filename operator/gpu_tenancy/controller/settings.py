@@ -47,7 +47,7 @@ class Settings(BaseModel):
 
         Raises ValueError with one sentence per wrong setting.
         """
-        values: dict[str, object] = dict(yaml.safe_load(path.read_text()) or {}) if path else {}
+        values = _read(path) if path else {}
         for name in cls.model_fields:
             if (text := os.environ.get(ENVIRONMENT_PREFIX + name.upper())) is not None:
                 values[name] = text
@@ -57,3 +57,14 @@ class Settings(BaseModel):
         except ValidationError as error:
             sentences = [f"setting {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
             raise ValueError("; ".join(sentences)) from error
+
+
+def _read(path: Path) -> dict[str, object]:
+    """The settings in a file. Raises ValueError where it is not YAML or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"settings file {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"settings file {path} is not a mapping; write one `name: value` per line")  # noqa: TRY004  (a wrong setting like any other)
+    return values

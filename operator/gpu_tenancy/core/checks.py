@@ -34,6 +34,14 @@ class Context:
     """Leases that want the same are answered once per plan."""
     full: dict[Want, str] = field(default_factory=dict)
     """What found no room, and why."""
+    _wants: dict[str, list[Want]] = field(default_factory=dict)
+
+    def wants(self, lease: LeaseFacts) -> list[Want]:
+        """What the lease asks for, once for each model on which it may be placed."""
+        wants = self._wants.get(lease.uid)
+        if wants is None:
+            wants = self._wants[lease.uid] = [want_of(lease, model) for model in _models(lease, self)]
+        return wants
 
 
 Check = Callable[[LeaseFacts, Context], Refusal | None]
@@ -55,7 +63,7 @@ def want_of(lease: LeaseFacts, model: str) -> Want:
     return Want(gpus.profile, gpus.count, lease.spec.pods, model, needs_of(lease))
 
 
-def models_for(lease: LeaseFacts, context: Context) -> list[str]:
+def _models(lease: LeaseFacts, context: Context) -> list[str]:
     """Models on which the lease may be placed. Its price is one model's: it is held to that once it is locked."""
     gpus, locked = lease.spec.gpus, lease.status.price
     if lease.records:
@@ -106,7 +114,7 @@ def known_model(lease: LeaseFacts, context: Context) -> Refusal | None:
 
 def priced(lease: LeaseFacts, context: Context) -> Refusal | None:
     """The book in effect has a rate. Leases that were admitted before keep their price."""
-    if lease.status.admitted_at is not None or models_for(lease, context):
+    if lease.status.admitted_at is not None or context.wants(lease):
         return None
     gpus = lease.spec.gpus
     models = [gpus.model] if gpus.model else context.world.models(gpus.profile)
@@ -125,13 +133,12 @@ def priced(lease: LeaseFacts, context: Context) -> Refusal | None:
 def possible(lease: LeaseFacts, context: Context) -> Refusal | None:
     """The cluster could hold the lease if it were empty."""
     answers = []
-    for model in models_for(lease, context) or [lease.spec.gpus.model or ""]:
-        want = want_of(lease, model)
+    for want in context.wants(lease) or [want_of(lease, lease.spec.gpus.model or "")]:
         if want not in context.impossible:
             context.impossible[want] = room.impossible(want, context.world)
-        if context.impossible[want] is None:
+        if (answer := context.impossible[want]) is None:
             return None
-        answers.append(context.impossible[want])
+        answers.append(answer)
     return answers[0]
 
 

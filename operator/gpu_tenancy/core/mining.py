@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import Slot
@@ -20,6 +21,9 @@ from gpu_tenancy.core.snapshot import PoolFacts
 from gpu_tenancy.core.world import GpuBook, NodeBook
 from gpu_tenancy.mig.layout import Placement, filling
 from gpu_tenancy.mig.profiles import FULL
+
+WHOLE: Final = Placement(FULL, 0)
+"""The one device of a GPU that is not in MIG mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +49,26 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
     here = [miner for miner in miners if _may_run_on(node, miner.pool)]
     if not here:
         return []
-    current = _current(node)
-    free, slots = node.free, []
-    open_places: list[tuple[GpuBook, Placement]] = []
-    for book, placement in _places(node):
-        slot = current.get((book.gpu.uuid, *placement))
-        keeper = slot and _keeper(slot, here, book, challenged=not node.objection)
-        if slot and keeper and keeper.amount.at_most(free):
-            free -= keeper.amount
-            slots.append(slot)
-        else:
-            open_places.append((book, placement))
-    if not node.objection:
-        slots.extend(_fill(open_places, here, free, current, now))
+    current, free = _current(node), node.free
+    slots: list[Slot] = []
+    vacant: list[tuple[GpuBook, Placement]] = []
+    for book in node.gpus.values():
+        usable = _usable(here, book)
+        for placement in _places(book):
+            slot = current.get((book.gpu.uuid, placement))
+            keeper = slot and _keeper(slot, usable, challenged=not node.objection)
+            if slot and keeper and keeper.amount.at_most(free):
+                free -= keeper.amount
+                slots.append(slot)
+            else:
+                vacant.append((book, placement))
+    if vacant and not node.objection:
+        slots.extend(_fill(vacant, here, free, current, now))
     return slots
 
 
-def _keeper(slot: Slot, miners: Sequence[Miner], book: GpuBook, *, challenged: bool) -> Miner | None:
+def _keeper(slot: Slot, usable: Sequence[Miner], *, challenged: bool) -> Miner | None:
     """Whose slot it is, if it may stay: on a node that is planned on, no pool of a higher priority may want it."""
-    usable = [miner for miner in miners if _usable(miner, book)]
     keeper = next((miner for miner in usable if miner.pool.uid == slot.holder.uid), None)
     if keeper and challenged and keeper.pool.spec.priority < usable[0].pool.spec.priority:
         return None
@@ -74,41 +79,41 @@ def _fill(
     places: Iterable[tuple[GpuBook, Placement]],
     miners: Sequence[Miner],
     free: Amount,
-    current: Mapping[tuple[str, str, int], Slot],
+    current: Mapping[tuple[str, tuple[str, int]], Slot],
     now: datetime,
 ) -> Iterator[Slot]:
     """The best pool that fits takes each place; where that is the one that has it already, nothing changes."""
     for book, placement in places:
-        for miner in miners:
-            if _usable(miner, book) and miner.amount.at_most(free):
+        for miner in _usable(miners, book):
+            if miner.amount.at_most(free):
                 free -= miner.amount
-                slot = current.get((book.gpu.uuid, *placement))
+                slot = current.get((book.gpu.uuid, placement))
                 stays = slot is not None and slot.holder.uid == miner.pool.uid
                 yield slot if slot is not None and stays else _slot(miner.pool, book, placement, now)
                 break
 
 
-def _places(node: NodeBook) -> Iterator[tuple[GpuBook, Placement]]:
-    """Devices that leases leave on the node's healthy GPUs."""
-    for book in node.gpus.values():
-        if not book.gpu.healthy:
-            continue
-        if book.mig:
-            for placement in filling(book.gpu.model, book.hard):
-                yield book, placement
-        elif not book.hard:
-            yield book, Placement(FULL, 0)
+def _places(book: GpuBook) -> Sequence[Placement]:
+    """Devices that leases leave on the GPU; none where it is not healthy."""
+    if not book.gpu.healthy:
+        return ()
+    if book.mig:
+        return filling(book.gpu.model, book.hard)
+    return () if book.hard else (WHOLE,)
 
 
-def _current(node: NodeBook) -> dict[tuple[str, str, int], Slot]:
-    """Slots that pools hold on the node by GPU, profile and start."""
-    pools = (slot for slot in node.facts.slots if slot.holder.kind is HolderKind.MINING_POOL)
-    return {(slot.gpu, slot.profile, slot.start): slot for slot in pools}
+def _current(node: NodeBook) -> dict[tuple[str, tuple[str, int]], Slot]:
+    """Slots that pools hold on the node by GPU and placement."""
+    return {
+        (slot.gpu, (slot.profile, slot.start)): slot
+        for slot in node.facts.slots
+        if slot.holder.kind is HolderKind.MINING_POOL
+    }
 
 
-def _usable(miner: Miner, book: GpuBook) -> bool:
-    """`Whole` means a whole GPU, or a MIG GPU of which nothing is rented."""
-    return miner.pool.spec.devices is Devices.ANY or not book.hard
+def _usable(miners: Sequence[Miner], book: GpuBook) -> Sequence[Miner]:
+    """Pools that may use the GPU: `Whole` means a whole one, or one in MIG mode of which nothing is rented."""
+    return [miner for miner in miners if miner.pool.spec.devices is Devices.ANY] if book.hard else miners
 
 
 def _may_run_on(node: NodeBook, pool: PoolFacts) -> bool:

@@ -40,28 +40,34 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     outlooks = [outlook(stock, now) for stock in stocks if not stock.wants]
     outlooks += _place_queue([stock for stock in stocks if stock.wants], context, snapshot, now)
     slots = _slots(context.world, ranked(snapshot.pools), now)
+    mining = writes.mining(slots)
     return Plan(
-        actions=tuple(_actions(snapshot, stocks, outlooks, slots, now)),
+        actions=tuple(_actions(snapshot, stocks, outlooks, slots, mining, now)),
         leases=tuple(sorted(outlooks, key=lambda one: one.lease.key)),
-        pools=writes.pool_outlooks(snapshot, slots),
+        pools=writes.pool_outlooks(snapshot, mining),
         next_wake=_next_wake(snapshot, outlooks, context.pricing, now),
         refusals={one.lease.uid: one.refusal for one in outlooks if one.refusal},
     )
 
 
 def _actions(
-    snapshot: Snapshot, stocks: Sequence[Stock], outlooks: Sequence[Outlook], slots: writes.Slots, now: datetime
+    snapshot: Snapshot,
+    stocks: Sequence[Stock],
+    outlooks: Sequence[Outlook],
+    slots: writes.Slots,
+    mining: writes.Mining,
+    now: datetime,
 ) -> Iterator[Action]:
     """In execution order: on record, promised, stopped, started, let go."""
     yield from writes.records(snapshot, outlooks, now)
     yield from writes.promises(snapshot, slots, outlooks)
-    yield from writes.miner_stops(snapshot, slots)
+    yield from writes.miner_stops(snapshot, mining)
     for stock in stocks:
         yield from writes.releases(stock, now)
     for one in outlooks:
         if one.lease.uid not in snapshot.failures:
             yield from writes.objects(one)
-    yield from writes.miner_starts(snapshot, slots)
+    yield from writes.miner_starts(snapshot, mining)
     for one in outlooks:
         if one.settled and one.lease.finalized:
             yield Unbind(one.lease)
@@ -106,12 +112,11 @@ def _place(stock: Stock, context: Context, snapshot: Snapshot, now: datetime) ->
     if refusal := checks.refusal(lease, context):
         return _refused(stock, refusal)
     full = ""
-    for model in checks.models_for(lease, context):
-        want = checks.want_of(lease, model)
+    for want in context.wants(lease):
         # Nothing is given back within a plan: what did not fit once fits for nobody after.
         seats = None if want in context.full else context.world.place(want)
         if seats is not None:
-            return _placed(stock, seats, context.pricing.price(model, want.profile), now)
+            return _placed(stock, seats, context.pricing.price(want.model, want.profile), now)
         if want not in context.full:
             context.full[want] = f"{room.no_room(want, context.world)}."
         full = full or context.full[want]

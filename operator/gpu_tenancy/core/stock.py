@@ -38,13 +38,10 @@ class Stock:
     """Its slots stay in this plan."""
     wants: bool
     """It is to be placed."""
+    over: bool
+    """It has ended, or ends with this plan."""
     lost: str = ""
     """Why devices that it is billed for are not there any more, as a sentence."""
-
-    @property
-    def over(self) -> bool:
-        """It has ended, or ends with this plan."""
-        return is_over(self.lease) or (self.ending is not None and self.ending.final)
 
     @property
     def pending(self) -> Held:
@@ -86,12 +83,12 @@ def _stock(lease: LeaseFacts, held: Held, seen: Seen, now: datetime) -> Stock:
     over = is_over(lease) or (end is not None and end.final)
     if lease.open_record is not None:
         # Billed seconds end on record before a device is taken away: the slots go in the cycle after that.
-        return Stock(lease, term, end, held, seen, keeps=not lost, wants=False, lost=lost)
+        return Stock(lease, term, end, held, seen, keeps=not lost, wants=False, over=over, lost=lost)
     if _unbilled(lease, held, seen, over):
-        return Stock(lease, term, end, held, seen, keeps=True, wants=False)
+        return Stock(lease, term, end, held, seen, keeps=True, wants=False, over=over)
     active = not (over or lease.spec.suspend or lease.namespace_ends)
     complete = active and len(held) == lease.devices and not _stale(lease, held, now)
-    return Stock(lease, term, end, held, seen, keeps=complete, wants=active and not complete)
+    return Stock(lease, term, end, held, seen, keeps=complete, wants=active and not complete, over=over)
 
 
 def _lost(lease: LeaseFacts, held: Held, seen: Seen) -> str:

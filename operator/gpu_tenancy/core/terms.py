@@ -5,8 +5,10 @@ A lease is billed in segments. Its term counts billed seconds only: waiting, han
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from gpu_tenancy.api.base import format_duration, format_time, parse_duration
@@ -45,7 +47,12 @@ class Term:
     @property
     def length(self) -> timedelta | None:
         """Length of the term."""
-        return parse_duration(self.duration) if self.duration else None
+        return _length(self.duration) if self.duration else None
+
+
+@lru_cache(maxsize=4096)
+def _length(duration: str) -> timedelta:
+    return parse_duration(duration)
 
 
 def ceil_second(instant: datetime) -> datetime:
@@ -87,7 +94,7 @@ def term_of(lease: LeaseFacts, now: datetime) -> Term:
     used = billed_seconds(lease.records)
     if record := lease.open_record:
         used += seconds_between(record.spec.billable_from, now)
-    if parse_duration(wanted) > timedelta(seconds=used):
+    if _length(wanted) > timedelta(seconds=used):
         return Term(wanted)
     kept = status.accepted_duration or "until deleted"
     ran = format_duration(timedelta(seconds=used))
@@ -103,22 +110,25 @@ def ending(lease: LeaseFacts, term: Term, now: datetime, *, lost: str = "") -> E
 
     `lost` says why its devices are not there any more (node lost, slots removed), as a sentence.
     """
-    found = []
+    return min(_endings(lease, term, now, lost), key=lambda one: one.at, default=None)
+
+
+def _endings(lease: LeaseFacts, term: Term, now: datetime, lost: str) -> Iterator[Ending]:
+    """Every fact that ends it by now; of those with one time the first counts."""
     if lease.deleted_at is not None:
-        found.append(Ending(min(lease.deleted_at, now), Reason.DELETED, "The lease was deleted."))
+        yield Ending(min(lease.deleted_at, now), Reason.DELETED, "The lease was deleted.")
     expires = expiry(lease, term)
     if expires is not None and expires <= now:
-        found.append(Ending(expires, Reason.EXPIRED, f"The term of {term.duration} ended at {format_time(expires)}."))
-    elif expires is None and term.length is not None and lease.records and _used_up(lease, term.length):
-        found.append(Ending(now, Reason.EXPIRED, f"The term of {term.duration} is used up."))
+        yield Ending(expires, Reason.EXPIRED, f"The term of {term.duration} ended at {format_time(expires)}.")
+    elif expires is None and _used_up(lease, term):
+        yield Ending(now, Reason.EXPIRED, f"The term of {term.duration} is used up.")
     job = current_job(lease)
     if job is not None and job.finished and lease.spec.on_completion is OnCompletion.RELEASE:
-        found.append(_completion(job, now))
+        yield _completion(job, now)
     if lease.spec.suspend:
-        found.append(Ending(now, Reason.SUSPENDED, "spec.suspend is true."))
+        yield Ending(now, Reason.SUSPENDED, "spec.suspend is true.")
     if lost:
-        found.append(Ending(now, Reason.NODE_LOST, lost))
-    return min(found, key=lambda one: one.at, default=None)
+        yield Ending(now, Reason.NODE_LOST, lost)
 
 
 def current_job(lease: LeaseFacts) -> JobFacts | None:
@@ -133,8 +143,10 @@ def is_over(lease: LeaseFacts) -> bool:
     return bool(lease.records) and not lease.records[-1].is_open and lease.records[-1].spec.reason in FINAL_REASONS
 
 
-def _used_up(lease: LeaseFacts, length: timedelta) -> bool:
-    return lease.open_record is None and timedelta(seconds=billed_seconds(lease.records)) >= length
+def _used_up(lease: LeaseFacts, term: Term) -> bool:
+    if not lease.records or term.length is None:
+        return False
+    return lease.open_record is None and timedelta(seconds=billed_seconds(lease.records)) >= term.length
 
 
 def _completion(job: JobFacts, now: datetime) -> Ending:

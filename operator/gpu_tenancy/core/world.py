@@ -117,7 +117,7 @@ class World:
             for slot in node.facts.slots:
                 book = node.gpus.get(slot.gpu)
                 if book and slot.holder.kind is HolderKind.MINING_POOL:
-                    book.miners |= {Placement(slot.profile, slot.start)}
+                    book.miners = _joined(book.miners, slot.profile, slot.start)
             if not node.objection:
                 self._file(node, node.gpus.values())
 
@@ -309,6 +309,11 @@ class _SliceBucket:
         if key not in self._offers:
             self._offers[key] = _offer(self.state, profile, wanted)
         return self._offers[key]
+
+
+@lru_cache(maxsize=4096)
+def _joined(miners: frozenset[Placement], profile: str, start: int) -> frozenset[Placement]:
+    return miners | {Placement(profile, start)}
 
 
 def _gpu_state(book: GpuBook) -> _GpuState:

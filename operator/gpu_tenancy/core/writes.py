@@ -5,9 +5,10 @@ Each function yields the actions of one concern; `planner.plan` puts them in exe
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from typing import Final
 
 from gpu_tenancy.api.base import HolderKind
 from gpu_tenancy.api.lease import Reason
@@ -37,7 +38,10 @@ from gpu_tenancy.core.stock import Stock, unreachable
 Slots = Mapping[str, tuple[Slot, ...]]
 """Wanted devices by name of the node, ordered by name of the device."""
 
-MINER_GRACE_SECONDS = 1
+Mining = Mapping[tuple[str, str], Slot]
+"""Devices that pools hold, by names of node and device."""
+
+MINER_GRACE_SECONDS: Final = 1
 """Grace of a miner whose pool is gone and cannot be asked."""
 
 
@@ -84,46 +88,43 @@ def _device(slot: Slot) -> str:
 # --- miners -------------------------------------------------------------------------------------------------------
 
 
-def miner_stops(snapshot: Snapshot, slots: Slots) -> Iterator[Action]:
+def mining(slots: Slots) -> Mining:
+    """The devices that pools hold."""
+    return {
+        (node, slot.device): slot
+        for node, ones in slots.items()
+        for slot in ones
+        if slot.holder.kind is HolderKind.MINING_POOL
+    }
+
+
+def miner_stops(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
     """Miners whose device is no longer their pool's, and those that have stopped for good and must be replaced."""
     grace = {pool.uid: pool.spec.grace_seconds for pool in snapshot.pools}
-    wanted = {(node, slot.device) for node, slot in _mining(slots)}
     for miner in snapshot.miners:
-        if (miner.finished or (miner.node, miner.device) not in wanted) and not miner.deleting:
+        if (miner.finished or (miner.node, miner.device) not in places) and not miner.deleting:
             yield StopMiner(miner, grace.get(miner.pool, MINER_GRACE_SECONDS))
 
 
-def miner_starts(snapshot: Snapshot, slots: Slots) -> Iterator[Action]:
+def miner_starts(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
     """A miner for every device that a pool holds, or the half of it that is missing."""
     pools = {pool.uid: pool for pool in snapshot.pools if pool.uid not in snapshot.failures}
     existing = {(miner.node, miner.device): miner for miner in snapshot.miners}
-    for node, slot in _mining(slots):
-        pool = pools.get(slot.holder.uid)
+    for place, slot in places.items():
+        miner, pool = existing.get(place), pools.get(slot.holder.uid)
         if pool is None:
             continue
-        miner = existing.get((node, slot.device))
         if miner is None:
-            yield StartMiner(pool, node, slot, missing_claim=True, missing_pod=True)
+            yield StartMiner(pool, place[0], slot, missing_claim=True, missing_pod=True)
         elif not (miner.deleting or miner.finished or (miner.pod_uid and miner.claim_uid)):
-            yield StartMiner(pool, node, slot, not miner.claim_uid, not miner.pod_uid)
+            yield StartMiner(pool, place[0], slot, not miner.claim_uid, not miner.pod_uid)
 
 
-def pool_outlooks(snapshot: Snapshot, slots: Slots) -> tuple[PoolOutlook, ...]:
+def pool_outlooks(snapshot: Snapshot, places: Mining) -> tuple[PoolOutlook, ...]:
     """How many devices each pool holds, and on how many of them its miner runs."""
-    assigned: dict[str, int] = defaultdict(int)
-    mining: dict[str, int] = defaultdict(int)
-    running = {(miner.node, miner.device) for miner in snapshot.miners if miner.running}
-    for node, slot in _mining(slots):
-        assigned[slot.holder.uid] += 1
-        mining[slot.holder.uid] += (node, slot.device) in running
-    return tuple(PoolOutlook(pool, assigned[pool.uid], mining[pool.uid]) for pool in snapshot.pools)
-
-
-def _mining(slots: Slots) -> Iterator[tuple[str, Slot]]:
-    for node, ones in slots.items():
-        for slot in ones:
-            if slot.holder.kind is HolderKind.MINING_POOL:
-                yield node, slot
+    assigned = Counter(slot.holder.uid for slot in places.values())
+    running = Counter(miner.pool for miner in snapshot.miners if miner.running and (miner.node, miner.device) in places)
+    return tuple(PoolOutlook(pool, assigned[pool.uid], running[pool.uid]) for pool in snapshot.pools)
 
 
 # --- what runs on a lease -----------------------------------------------------------------------------------------

@@ -200,7 +200,9 @@ class _Kind:
             if _older(body, self.objects[rival]):
                 self._entomb(uid)
                 return False
-            self.remove(rival)
+            if _older(self.objects[rival], body):
+                self._entomb(rival)
+            self._forget(rival)  # without numbers it is a guess who lives, which the next list may correct
         self.clock += 1
         self._touched[uid] = self.clock
         self.objects[uid] = body
@@ -211,6 +213,9 @@ class _Kind:
     def remove(self, uid: str) -> bool:
         """Forget the object for good: a UID never comes back."""
         self._entomb(uid)
+        return self._forget(uid)
+
+    def _forget(self, uid: str) -> bool:
         body = self.objects.pop(uid, None)
         if body is None:
             return False
@@ -260,9 +265,8 @@ class _Kind:
 
     def _contested(self, item: Object, began: int) -> bool:
         """Whether an event that came during the list says otherwise, and no number tells which is newer."""
-        uid = _uid(item)
-        held = self.objects.get(uid)
-        if held is None or (_number(item) is not None and _number(held) is not None):
+        uid = _uid(item) if _uid(item) in self.objects else self._names.get(_name(item))
+        if uid is None or (_number(item) is not None and _number(self.objects[uid]) is not None):
             return False
         return self._touched[uid] > began
 

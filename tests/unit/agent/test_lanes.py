@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent import steps
-from gpu_tenancy.agent.cycle import settled
 from gpu_tenancy.agent.gpus import Instance
 from gpu_tenancy.agent.lanes import Lanes
 from gpu_tenancy.agent.memory import Memory
@@ -65,9 +64,8 @@ class Bench:
             lanes = Lanes(self.memory, self.gpus, self.clock, AgentSettings(), tasks)
             await asyncio.gather(*(lanes.look(self.gpus.uuids[index]) for index in MIG))
             while True:
-                self.memory.learn(announced(settled(self.memory.situation)))
-                for gpu in steps.gpus_of(self.memory.situation):
-                    lanes.start(gpu)
+                self.memory.learn(announced(self.memory.situation))
+                lanes.start()
                 await self.memory.changed.wait()
                 self.memory.changed.clear()
 
@@ -87,9 +85,10 @@ class Bench:
 
 def announced(situation: Situation) -> Situation:
     """Everything that can be stored or published is."""
+    situation, _ = steps.settled(situation)
     ready_at = {device: held.ready_at for device, held in situation.held.items() if held.ready_at is not None}
-    situation = known.stored(situation, ready_at)
-    return settled(known.published(situation, [held.slot.device for held in steps.slice_next(situation)]))
+    situation, left = steps.settled(known.stored(situation, ready_at))
+    return known.published(situation, [held.slot.device for held in steps.slice_next(situation, left)])
 
 
 def play(story: Callable[[Bench], Awaitable[None]]) -> None:

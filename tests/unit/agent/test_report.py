@@ -150,7 +150,7 @@ def test_a_message_or_a_generation_alone_is_not_awaited_and_health_is() -> None:
 
 def test_a_slice_lists_each_device_with_its_holder() -> None:
     world = serving(LEASED, MINED)
-    devices = report.slice_devices(world.agent, steps.slice_next(world.agent))
+    devices = report.slice_devices(world.agent, steps.slice_next(world.agent, steps.diff(world.agent)))
     assert [one["name"] for one in devices] == sorted([LEASED.device, MINED.device])
     by_name = {one["name"]: one for one in devices}
     assert by_name[LEASED.device] == {

@@ -80,6 +80,7 @@ def test_a_process_that_outlives_its_claim_keeps_the_slice() -> None:
 def test_a_lease_is_made_before_a_miner_on_the_same_gpu() -> None:
     world = World()
     world.specify([slot(MIG_GPU, "4g.40gb", 0, 2), slot(MIG_GPU, "3g.40gb", 4, 1)])
+    world.agent, _ = steps.settled(world.agent)
     world.settle()
     created = [step.slot.profile for step in world.history if isinstance(step, steps.Create)]
     assert created == ["3g.40gb", "4g.40gb"]
@@ -137,13 +138,13 @@ def test_a_device_stands_in_the_next_slice_from_the_moment_it_is_stored_until_it
     wanted = slot(MIG_GPU, "3g.40gb", 4, 1)
     world = World()
     world.specify([wanted])
-    seen = [steps.slice_next(world.agent)]
+    seen = [steps.slice_next(world.agent, steps.diff(world.agent))]
     while world.enabled():
         world.take(world.enabled()[0])
-        seen.append(steps.slice_next(world.agent))
+        seen.append(steps.slice_next(world.agent, steps.diff(world.agent)))
     assert [[held.slot.device for held in one] for one in seen] == [[], [], [], [wanted.device], [wanted.device]]
     world.specify([])
-    assert steps.slice_next(world.agent) == ()
+    assert steps.slice_next(world.agent, steps.diff(world.agent)) == ()
 
 
 def test_a_status_that_was_lost_is_stored_again_without_withdrawing_anything() -> None:
@@ -378,7 +379,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def the_next_slice_never_shares_memory_and_takes_away_before_it_gives(self) -> None:
         masks: dict[str, int] = {}
-        for held in steps.slice_next(self.world.agent):
+        for held in steps.slice_next(self.world.agent, steps.diff(self.world.agent)):
             mask = steps.slices(self.world.agent.gpus[held.slot.gpu], held.slot)
             assert not masks.get(held.slot.gpu, 0) & mask
             masks[held.slot.gpu] = masks.get(held.slot.gpu, 0) | mask

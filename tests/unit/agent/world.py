@@ -13,7 +13,7 @@ from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent import steps
 from gpu_tenancy.agent.gpus import GpuFacts, Instance
 from gpu_tenancy.agent.situation import PreparedClaim, PreparedDevice, Situation
-from gpu_tenancy.agent.steps import Announcement, Bookkeeping, Hardware, Step
+from gpu_tenancy.agent.steps import Announcement, Hardware, Step
 from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import GpuMode, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL, of_model
@@ -89,25 +89,8 @@ class World:
             case steps.Withdraw() | steps.Store() | steps.Publish():
                 self._announce(step)
             case _:
-                self._note(step)
+                self.agent = steps.noted(self.agent, step)
         self.disk = self.agent
-
-    def _note(self, step: Bookkeeping) -> None:
-        match step:
-            case steps.Accept(slot=wanted):
-                self.agent = known.accepted(self.agent, wanted)
-            case steps.Drain(device=device):
-                self.agent = known.drained(self.agent, device)
-            case steps.Await(device=device, state=state, message=message):
-                self.agent = known.waiting(self.agent, device, state, message)
-            case steps.Fail(device=device, message=message):
-                self.agent = known.failed(self.agent, device, message)
-            case steps.Remake(device=device):
-                self.agent = known.undone(self.agent, device)
-            case steps.Forget(device=device):
-                self.agent = known.forgotten(self.agent, device)
-            case _:
-                assert_never(step)
 
     def _announce(self, step: Announcement) -> None:
         match step:

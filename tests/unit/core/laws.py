@@ -53,9 +53,9 @@ class Laws:
 
     def _no_two_hands(self, node: Node) -> None:
         """Neither promised, nor offered to the scheduler, nor handed to pods are two devices on the same slices."""
-        in_use = {place[1] for pod in self.cluster.pods.values() if pod.claim.prepared for place in pod.claim.devices}
+        in_use = {place for pod in self.cluster.pods.values() if pod.claim.prepared for place in pod.claim.devices}
         offered = [device.slot for device in node.held.values() if device.published]
-        handed = [device.slot for name, device in node.held.items() if device.published or name in in_use]
+        handed = [device.slot for name, device in node.held.items() if device.published or (node.name, name) in in_use]
         for slots in (node.slots, offered, handed):
             _assert_disjoint(slots)
 

@@ -218,6 +218,8 @@ class Cluster:
         """Writes that the operator has made."""
         self.dies_after: int | None = None
         """Write after which the operator is killed."""
+        self.restarts_at_once = False
+        """A killed operator is back within the same step; otherwise with the next."""
         self.conflicts: Callable[[SetSlots], bool] = lambda _: False
         """Whether somebody else is faster at a node."""
         self.lags: Callable[[Node], bool] = lambda _: False
@@ -395,6 +397,8 @@ class Cluster:
         self.now += after
         self.everybody_else()
         self.operator()
+        if self.restarts_at_once and not self.finished:
+            self.operator()
 
     def run(self, seconds: float, check: Callable[[], None] = lambda: None) -> None:
         """Let that much time pass."""

@@ -460,6 +460,20 @@ def test_what_was_changed_during_a_list_keeps_its_change(numeric: bool) -> None:
     assert game.store.all(GPU_LEASES) == game.server.state()
 
 
+@pytest.mark.parametrize("numeric", [True, False])
+def test_what_took_a_name_over_during_a_list_keeps_it(numeric: bool) -> None:
+    game = play(numeric=numeric)
+
+    def happens() -> None:
+        game.server.delete("a")
+        game.server.break_watch()  # so that the deletion is never reported
+        game.server.write("a", 2)
+        game.deliver(0)
+
+    during_a_list(game, happens)
+    assert game.store.all(GPU_LEASES) == game.server.state()
+
+
 def test_a_doubt_cast_during_a_list_is_not_settled_by_it() -> None:
     game = play(numeric=True, existing="ab")
 

@@ -1,0 +1,195 @@
+"""What the benches on a live control plane share: a fleet of simulated nodes, posting in bulk, and seeing by watch.
+
+It measures nothing and decides nothing; every instant it notes is one at which a watch of the bench itself was told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+import psutil
+
+from gpu_tenancy.kube.resources import Resource
+from tests.cluster.api import Api, ApiError, Object
+from tests.cluster.components import Component
+from tests.cluster.world import GpuServer, World
+
+
+NODES: Final = 128
+GPUS: Final = 8
+IN_FLIGHT: Final = 32
+"""Requests that a bench has under way at a time."""
+
+
+class _Wire(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """Only what is looked at is decoded: the bench shares its cores with what it measures."""
+
+
+class Meta(_Wire, frozen=True):
+    """metadata."""
+
+    name: str = ""
+    namespace: str = ""
+    labels: dict[str, str] = {}
+    resource_version: str = ""
+
+
+class Condition(_Wire, frozen=True):
+    """A condition."""
+
+    type: str = ""
+    status: str = ""
+    reason: str = ""
+
+
+class LeaseStatus(_Wire, frozen=True):
+    """status of a GpuLease."""
+
+    conditions: tuple[Condition, ...] = ()
+
+
+class View(_Wire, frozen=True):
+    """An object."""
+
+    metadata: Meta = Meta()
+
+
+class Lease(View, frozen=True):
+    """A GpuLease."""
+
+    status: LeaseStatus = LeaseStatus()
+
+    def is_true(self, condition: str) -> bool:
+        """Whether a condition holds."""
+        return any(one.type == condition and one.status == "True" for one in self.status.conditions)
+
+
+class PodStatus(_Wire, frozen=True):
+    """status of a Pod."""
+
+    phase: str = ""
+
+
+class Pod(View, frozen=True):
+    """A Pod."""
+
+    status: PodStatus = PodStatus()
+
+
+V = TypeVar("V", bound=View)
+
+
+class Event(_Wire, Generic[V], frozen=True):
+    """An event of a watch."""
+
+    type: str
+    object: V
+
+
+def servers(count: int = NODES) -> list[GpuServer]:
+    """Equal nodes of eight GPUs, none of them in MIG mode."""
+    return [GpuServer(f"n{index:03d}", gpus=GPUS) for index in range(count)]
+
+
+async def version_of(api: Api, resource: Resource) -> str:
+    """The resourceVersion from which a watch misses nothing that happens after this call."""
+    answer = await api.get(resource.path(), limit="1")
+    version: str = answer["metadata"]["resourceVersion"]
+    return version
+
+
+async def told(api: Api, resource: Resource, view: type[V], version: str, **selectors: str) -> AsyncIterator[V]:
+    """Every state of every object of a kind after `version`, for ever.
+
+    A watch that the API server cuts (it does so to readers that lag behind) is resumed where it stood. Raises ApiError
+    where that place is gone.
+    """
+    while True:
+        async for event in api.watch(resource.path(), version, Event[view], **selectors):  # type: ignore[valid-type]
+            if event.type == "ERROR":
+                raise ApiError(410, "Expired", f"the watch of {resource.plural} lost its place")
+            version = event.object.metadata.resource_version
+            if event.type in ("ADDED", "MODIFIED"):
+                yield event.object
+
+
+async def first_seen(
+    states: AsyncIterator[V], name_of: Callable[[V], str], count: int
+) -> dict[str, float]:
+    """When (time.monotonic) each of `count` names was first told; returns once all were.
+
+    `name_of` says under which name an object counts, and nothing for one that does not count yet.
+    """
+    seen: dict[str, float] = {}
+    async for one in states:
+        name = name_of(one)
+        if name and name not in seen:
+            seen[name] = time.monotonic()
+            if len(seen) == count:
+                break
+    return seen
+
+
+async def at_once(work: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Do everything, in order, IN_FLIGHT at a time."""
+    pending = iter(work)
+
+    async def worker() -> None:
+        for one in pending:
+            await one
+
+    await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+
+
+async def post(api: Api, bodies: Iterable[tuple[Resource, Object]]) -> None:
+    """Create objects one after the other."""
+    for resource, body in bodies:
+        await api.create(resource.path(body["metadata"].get("namespace")), body)
+
+
+async def empty(api: Api, resource: Resource, namespace: str) -> None:
+    """Delete every object of a kind in a namespace, and wait until none is left."""
+    path = resource.path(namespace)
+    await api.delete(path, {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0})
+    while await api.items(path, limit="1"):
+        await asyncio.sleep(0.2)
+
+
+def say(text: str) -> None:
+    """A line about what is going on, with the machine's load: figures of a busy machine are not to be believed."""
+    print(f"  {text} (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def rate(instants: Sequence[float], began: float) -> float:
+    """Things per second from `began` to the last of their instants."""
+    return len(instants) / (max(instants) - began)
+
+
+class Spent:
+    """Processor time of each program of a world, and of the bench itself, since this was made.
+
+    On a machine that is shared it says more than the clock does.
+    """
+
+    def __init__(self, world: World, programs: Iterable[str]) -> None:
+        names = [*Component, *programs]
+        self._processes = {str(name): psutil.Process(world.control_plane.pid_of(name)) for name in names}
+        self._processes["bench"] = psutil.Process()
+        self._before = self._now()
+
+    def each(self, count: int) -> str:
+        """Milliseconds per thing, by program, as text."""
+        now = self._now()
+        spent = {name: (now[name] - self._before[name]) * 1000 / count for name in now}
+        parts = ", ".join(f"{name} {value:.1f}" for name, value in spent.items())
+        return f"{sum(spent.values()):.1f} ms of processor time each: {parts}"
+
+    def _now(self) -> dict[str, float]:
+        times = {name: process.cpu_times() for name, process in self._processes.items()}
+        return {name: one.user + one.system for name, one in times.items()}

@@ -1,0 +1,331 @@
+"""A snapshot says what was seen. What cannot be read says so itself and never stops the others."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from gpu_tenancy.api import names
+from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts
+from gpu_tenancy.kube import resources
+from tests.unit.controller.facts import CONTAINERS, CREATED, Object, body, record_spec, slot
+from tests.unit.controller.seen import Seen
+
+WHOLE = {"gpus": {"profile": "full"}}
+RATES = [{"model": "A100-SXM4-80GB", "profile": "full", "perHour": "145.00"}]
+ADMITTED = {"admittedAt": "2026-03-01T11:00:00.000000Z", "attempt": 1, "contract": "uid-train"}
+CLOSED = {"billableTo": "2026-03-01T11:00:05Z", "seconds": 5, "reason": "Suspended"}
+
+
+def _lease(name: str = "train", **parts: object) -> Object:
+    return body("GpuLease", name, **{"spec": WHOLE, **parts})
+
+
+def _record(name: str, namespace: str = "team-a", **spec: object) -> Object:
+    wire = record_spec(**spec).to_wire()  # type: ignore[arg-type]
+    one = body("UsageRecord", name, namespace, spec=wire, finalizers=[names.FINALIZER_LEDGER])
+    one["metadata"]["uid"] = f"{namespace}/{name}"
+    return one
+
+
+def _job(name: str, namespace: str = "team-a", *, holder: str = "uid-train", attempt: str = "1") -> Object:
+    labels = {names.LABEL_HOLDER: holder, names.LABEL_ATTEMPT: attempt}
+    return {"metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", "labels": labels}}
+
+
+def _node(name: str = "n1", cpu: str = "128") -> Object:
+    allocatable = {"cpu": cpu, "memory": "2Ti", "pods": "110"}
+    return {
+        "metadata": {"name": name},
+        "status": {"allocatable": allocatable, "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+def _gpu_node(name: str = "n1") -> Object:
+    return body("GpuNode", name, None, spec={"slots": [slot().to_wire()]})
+
+
+def _namespace(name: str, **parts: object) -> Object:
+    return {"metadata": {"name": name, **parts}, "status": {"phase": "Active"}}
+
+
+def _the_lease(seen: Seen, **verdicts: str) -> LeaseFacts:
+    [one] = seen.snapshot(**verdicts).leases
+    return one
+
+
+def _the_node(seen: Seen) -> NodeFacts:
+    [one] = seen.snapshot().nodes
+    return one
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({}, "spec.gpus: Field required"),
+        ({"gpus": {"profile": "full", "count": 0}}, "spec.gpus.count: Input should be greater than or equal to 1"),
+        ({**WHOLE, "tier": "Reserved"}, "spec.tier: Input should be 'OnDemand'"),
+        ({**WHOLE, "term": {"duration": "4 hours"}}, 'spec.term.duration: Value error, duration "4 hours" is not'),
+    ],
+)
+def test_a_lease_that_cannot_be_read_says_why_and_the_next_one_is_read(spec: Object, sentence: str) -> None:
+    seen = Seen()
+    seen.own(_lease("odd", spec=spec), _lease("train"))
+    odd, train = seen.snapshot().leases
+    assert sentence in odd.invalid
+    assert (train.key.name, train.invalid) == ("train", "")
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        {"name": "main", "resources": {"requests": {"cpu": "many"}}},
+        {"name": "main", "resources": {"requests": ["cpu"]}},
+        {"name": "main", "resources": "all"},
+        "main",
+    ],
+    ids=["no-quantity", "a-list", "a-word", "no-container"],
+)
+def test_a_template_that_cannot_be_read_makes_its_lease_unreadable_and_nothing_else(container: object) -> None:
+    seen = Seen()
+    seen.own(_lease("odd", spec={**WHOLE, "template": {"spec": {"containers": [container]}}}), _lease("train"))
+    odd, train = seen.snapshot().leases
+    assert odd.invalid.startswith("spec.template cannot be read: ")
+    assert train.invalid == ""
+
+
+def test_pools_and_books_that_cannot_be_read_say_why_and_the_next_ones_are_read() -> None:
+    seen = Seen()
+    seen.own(
+        body("MiningPool", "odd", "mining", spec={"image": "x", "priority": "high"}),
+        body("MiningPool", "idle", "mining", spec={"image": "x"}),
+        body("PriceBook", "bad", None, spec={"currency": "RUB", "rates": RATES}),
+        body("PriceBook", "list", None, spec={"currency": "RUB", "rates": RATES, "effectiveFrom": CREATED}),
+    )
+    snapshot = seen.snapshot()
+    pools = {one.key.name: one for one in snapshot.pools}
+    assert pools["odd"].invalid.startswith("spec.priority: ")
+    assert not pools["odd"].active
+    assert pools["idle"].active
+    books = {one.name: one for one in snapshot.books}
+    assert books["bad"].spec is None
+    assert books["bad"].invalid == "spec.effectiveFrom: Field required"
+    assert books["list"].spec is not None
+
+
+def test_fields_of_a_newer_version_are_left_alone() -> None:
+    seen = Seen()
+    seen.own(_lease(spec={**WHOLE, "limits": {"maxCost": "5.00"}}, status={"phase": "New"}))
+    assert _the_lease(seen).invalid == ""
+
+
+def test_a_status_that_cannot_be_read_is_made_anew() -> None:
+    seen = Seen()
+    seen.own(_lease(status={"attempt": "first"}))
+    one = _the_lease(seen)
+    assert (one.invalid, one.status.attempt) == ("", 0)
+
+
+def test_a_settled_lease_is_history_until_it_is_deleted() -> None:
+    settled = {"conditions": [{"type": "Settled", "status": "True"}]}
+    seen = Seen()
+    seen.own(_lease("old", status=settled), _lease("bound", status=settled, finalizers=[names.FINALIZER_SETTLE]))
+    assert [one.key.name for one in seen.snapshot().leases] == ["bound"]
+
+
+# --- records ----------------------------------------------------------------------------------------------------
+
+
+def test_records_belong_to_their_lease_by_contract_and_come_by_segment() -> None:
+    seen = Seen()
+    seen.own(
+        _lease(status=ADMITTED),
+        *(_record(f"uid-train-{number}", segment=number, **CLOSED) for number in (10, 2, 1)),
+        _record("uid-gone-1", contract="uid-gone", **CLOSED),
+    )
+    snapshot = seen.snapshot()
+    assert [one.spec.segment for one in snapshot.leases[0].records] == [1, 2, 10]
+    assert [one.name for one in snapshot.orphans] == ["uid-gone-1"]
+
+
+@pytest.mark.parametrize("first", ["gpu-tenancy-system", "team-a"])
+def test_a_segment_counts_once_while_its_archived_copy_exists_beside_it(first: str) -> None:
+    seen = Seen()
+    seen.own(_lease(status=ADMITTED))
+    for namespace in sorted(("gpu-tenancy-system", "team-a"), key=lambda one: one != first):
+        seen.own(_record("uid-train-1", namespace, **CLOSED))
+    [one] = _the_lease(seen).records
+    assert one.namespace == "team-a"
+
+
+def test_a_segment_counts_also_where_only_its_archived_copy_is_left() -> None:
+    seen = Seen()
+    seen.own(_lease(status=ADMITTED), _record("uid-train-1", "gpu-tenancy-system", **CLOSED))
+    assert [one.namespace for one in _the_lease(seen).records] == ["gpu-tenancy-system"]
+
+
+def test_a_record_that_cannot_be_read_does_not_hide_the_others() -> None:
+    odd = _record("uid-train-1", **CLOSED)
+    odd["spec"]["seconds"] = "five"
+    seen = Seen()
+    seen.own(_lease(status=ADMITTED), odd, _record("uid-train-2", segment=2))
+    assert [one.name for one in _the_lease(seen).records] == ["uid-train-2"]
+
+
+# --- what was made for a lease -----------------------------------------------------------------------------------
+
+
+def test_a_jobs_end_is_read_with_its_time_and_its_words() -> None:
+    failed = {"type": "Failed", "status": "True", "message": "It broke.", "lastTransitionTime": CREATED}
+    seen = Seen()
+    seen.own(_lease())
+    seen.show(resources.JOBS, _job("train-1") | {"status": {"conditions": [failed]}})
+    [job] = _the_lease(seen).jobs
+    assert (job.attempt, job.finished, job.message) == (1, "Failed", "It broke.")
+    assert job.finished_at == datetime(2026, 3, 1, 11, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("attempt", ["", "first", "-1", "1.5", "²"])
+def test_a_job_that_somebody_labelled_oddly_is_not_the_operators(attempt: str) -> None:
+    seen = Seen()
+    seen.own(_lease())
+    seen.show(resources.JOBS, _job("fake", attempt=attempt), _job("train-1"))
+    assert [job.name for job in _the_lease(seen).jobs] == ["train-1"]
+
+
+def test_a_job_of_another_namespace_cannot_end_a_lease() -> None:
+    seen = Seen()
+    seen.own(_lease())
+    seen.show(resources.JOBS, _job("train-1", "team-b"))
+    assert _the_lease(seen).jobs == ()
+
+
+def test_a_claim_template_counts_only_where_it_was_made_for_the_lease() -> None:
+    seen = Seen()
+    seen.own(_lease())
+    metadata = {"name": "train", "namespace": "team-a", "labels": {names.LABEL_HOLDER: "uid-former"}}
+    seen.show(resources.RESOURCE_CLAIM_TEMPLATES, {"metadata": metadata})
+    assert not _the_lease(seen).claim_template
+    mine = {**metadata, "uid": "uid-template", "labels": {names.LABEL_HOLDER: "uid-train"}}
+    seen.show(resources.RESOURCE_CLAIM_TEMPLATES, {"metadata": mine}, event="MODIFIED")
+    assert _the_lease(seen).claim_template
+
+
+def test_a_template_is_to_be_vetted_before_admission_and_never_after() -> None:
+    seen = Seen()
+    seen.own(_lease(spec={**WHOLE, "template": CONTAINERS}))
+    assert _verdict(_the_lease(seen)) is None
+    assert _verdict(_the_lease(seen, uid_train="no")) == "no"
+    seen.own(_lease(spec={**WHOLE, "template": CONTAINERS}, status=ADMITTED, version=2), event="MODIFIED")
+    assert _verdict(_the_lease(seen, uid_train="exceeded quota by its own Job")) == ""
+
+
+def _verdict(one: LeaseFacts) -> str | None:
+    assert one.template is not None
+    return one.template.verdict
+
+
+@pytest.mark.parametrize(
+    ("namespace", "ends"),
+    [
+        (_namespace("team-a"), False),
+        (_namespace("team-a", deletionTimestamp=CREATED), True),
+        (_namespace("team-a") | {"status": {"phase": "Terminating"}}, True),
+    ],
+)
+def test_a_lease_learns_that_its_namespace_is_going(namespace: Object, ends: bool) -> None:
+    seen = Seen()
+    seen.own(_lease())
+    seen.show(resources.NAMESPACES, namespace)
+    assert _the_lease(seen).namespace_ends is ends
+
+
+# --- nodes and miners --------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_node_without_its_node_is_no_node_any_more() -> None:
+    seen = Seen()
+    seen.own(_gpu_node())
+    assert seen.snapshot().nodes == ()
+    seen.show(resources.NODES, _node())
+    assert _the_node(seen).slots == (slot(),)
+    seen.show(resources.NODES, _node(), event="DELETED")
+    assert seen.snapshot().nodes == ()
+
+
+def test_a_node_whose_amounts_cannot_be_read_has_nothing_to_give_and_keeps_what_it_has() -> None:
+    seen = Seen()
+    seen.own(_gpu_node(), _gpu_node("n2"))
+    seen.show(resources.NODES, _node(cpu="lots"), _node("n2"))
+    odd, fine = seen.snapshot().nodes
+    assert (odd.allocatable.cpu_milli, odd.slots) == (0, (slot(),))
+    assert fine.allocatable.cpu_milli == 128_000
+
+
+def test_a_silent_agent_is_known_by_when_it_was_last_heard() -> None:
+    seen = Seen()
+    seen.own(_gpu_node())
+    seen.show(resources.NODES, _node())
+    assert _the_node(seen).agent_until is None
+    metadata = {"name": "agent-n1", "namespace": "s", "labels": {names.LABEL_NODE: "n1"}}
+    spec = {"renewTime": "2026-03-01T12:00:00.000000Z", "leaseDurationSeconds": 40}
+    seen.show(resources.COORDINATION_LEASES, {"metadata": metadata, "spec": spec})
+    assert _the_node(seen).agent_until == datetime(2026, 3, 1, 12, 0, 40, tzinfo=UTC)
+
+
+def test_pods_of_a_lease_are_planned_with_it_and_all_others_count_beside_it() -> None:
+    seen = Seen()
+    seen.own(_gpu_node())
+    seen.show(resources.NODES, _node())
+    containers = [{"resources": {"requests": {"cpu": "2"}}}]
+    for name, template in (("own", "train"), ("other", "")):
+        claims = [{"resourceClaimTemplateName": template}] if template else []
+        spec = {"nodeName": "n1", "containers": containers, "resourceClaims": claims}
+        seen.show(resources.PODS, {"metadata": {"name": name, "namespace": "team-a"}, "spec": spec})
+    assert _the_node(seen).foreign.cpu_milli == 4000
+    seen.own(_lease())
+    assert _the_node(seen).foreign.cpu_milli == 2000
+
+
+def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() -> None:
+    labels = {names.LABEL_POOL: "idle", names.LABEL_HOLDER: "uid-idle", names.LABEL_DEVICE: "gpu3-9f2c41"}
+    metadata = {"name": "miner", "namespace": "mining", "labels": labels, "annotations": {names.LABEL_NODE: "n1"}}
+    seen = Seen()
+    seen.show(resources.PODS, {"metadata": {**metadata, "uid": "pod"}, "status": {"phase": "Running"}})
+    seen.show(resources.RESOURCE_CLAIMS, {"metadata": {**metadata, "uid": "claim"}})
+    seen.show(resources.PODS, {"metadata": {**metadata, "namespace": "team-a", "uid": "fake"}})
+    real, fake = seen.snapshot().miners
+    assert (real.namespace, real.pod_uid, real.claim_uid, real.node, real.running) == (
+        "mining",
+        "pod",
+        "claim",
+        "n1",
+        True,
+    )
+    assert (fake.namespace, fake.pod_uid, fake.claim_uid) == ("team-a", "fake", "")
+
+
+# --- what it costs -----------------------------------------------------------------------------------------------
+
+
+def test_an_object_is_parsed_again_only_when_it_has_changed() -> None:
+    seen = Seen()
+    seen.own(_lease(), _record("uid-train-1"))
+    first = _the_lease(seen)
+    again = _the_lease(seen)
+    assert again.spec is first.spec
+    assert again.records[0].spec is first.records[0].spec
+    seen.own(_lease(version=2, spec={**WHOLE, "suspend": True}), event="MODIFIED")
+    changed = _the_lease(seen)
+    assert changed.spec.suspend
+    assert changed.records[0].spec is first.records[0].spec
+
+
+def test_what_is_gone_is_not_remembered() -> None:
+    seen = Seen()
+    seen.own(_lease())
+    seen.snapshot()
+    seen.own(_lease(), event="DELETED")
+    seen.snapshot()
+    assert not seen.gather._memo._kept
