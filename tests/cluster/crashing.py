@@ -52,7 +52,7 @@ def _crash_after(count: int) -> None:
         if number == count:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Metrics.count_request = count_and_crash  # type: ignore[method-assign]
+    Metrics.count_request = count_and_crash  # type: ignore[method-assign,assignment]
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

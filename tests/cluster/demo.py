@@ -24,6 +24,7 @@ from rich.console import Console
 from gpu_tenancy.api import names
 from gpu_tenancy.api.base import ConditionStatus, format_duration, parse_duration
 from gpu_tenancy.api.lease import ConditionType, LeaseCondition, Reason
+from gpu_tenancy.api.node import ObservedSlot
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.kube import resources
 from gpu_tenancy.mig.profiles import MEMORY_SLICES, slices
@@ -50,6 +51,8 @@ HOLD_SECONDS: Final = 2.0
 """How long the Deployment of an ended lease is watched for not getting its GPU back."""
 ROUNDING_SECONDS: Final = 3
 """A segment is billed in whole seconds, and the operator notes its ends when it sees them."""
+PATIENCE_SECONDS: Final = 30.0
+"""How long a step waits for each thing it has to see; the longest term of the story is 20 s."""
 LOG_LINES: Final = 20
 FAILED: Final = 1
 INTERRUPTED: Final = 130
@@ -141,7 +144,7 @@ class Story:
         before = self._sights.roster()
         await self._apply("2-evaluate.yaml")
         await self._ready("evaluate")
-        [(node, slot)] = self._sights.devices("evaluate")
+        node, slot = self._device("evaluate")
 
         def rest_mines() -> bool:
             one_for_one = len(self._sights.stopped(before)) == len(self._sights.started(before)) == 1
@@ -174,7 +177,7 @@ class Story:
         """A tenant's own Deployment runs on its lease."""
         await self._apply("4-notebook.yaml")
         await self._ready("notebook")
-        [(node, slot)] = self._sights.devices("notebook")
+        node, slot = self._device("notebook")
 
         def on_it(pod: Object) -> bool:
             return runs(pod) and self._sights.allocated(pod) == {(node, slot.device)}
@@ -285,11 +288,11 @@ class Story:
         if not least <= grown <= most:
             raise NotSeenError(f"{least:.1f} to {most:.1f} slice-seconds in all states together", f"{grown:.1f}")
         gained = {state: last.states[state] - first.states.get(state, 0.0) for state in sorted(last.states)}
-        self._agrees_with_ledger(gained["leased"])
+        billed = self._agreed_with_ledger(gained["leased"])
         shares = ", ".join(f"{state} {seconds:.0f}" for state, seconds in gained.items())
         return (
-            f"{GPUS} GPUs × {MEMORY_SLICES} slices × {grown / width:.1f} s = {grown:.0f} slice-seconds, each in one "
-            f"state: {shares} (between {least:.0f} and {most:.0f} had to be)"
+            f"{GPUS} GPUs × {MEMORY_SLICES} slices × {grown / width:.1f} s = {grown:.0f} slice-seconds ({least:.0f} to "
+            f"{most:.0f} were due), each in one state: {shares}; of the leased ones {billed} are on record"
         )
 
     async def mine_again(self) -> str:
@@ -307,7 +310,10 @@ class Story:
         """Type a command; it is shown as one types it in the root of the repository."""
         shown = (f"'{one}'" if "{" in one else one.replace(f"{ROOT}/", "") for one in arguments)
         self._telling.say(f"$ kubectl {' '.join(shown)}")
-        said = await self._world.kubectl(*arguments)
+        try:
+            said = await asyncio.wait_for(self._world.kubectl(*arguments), PATIENCE_SECONDS)
+        except TimeoutError as error:
+            raise NotSeenError(f"kubectl {arguments[0]} to return", "it still waits", PATIENCE_SECONDS) from error
         if not self._telling.live:
             self._telling.say(said.strip())
 
@@ -316,7 +322,7 @@ class Story:
     async def _see(self, expected: str, look: Callable[[], T | None], seen: Callable[[], str]) -> T:
         """Wait until `look` finds it. Everything that runs must go on running meanwhile."""
         self._telling.awaits(expected)
-        watch = asyncio.create_task(self._observed.until(expected, look, seen))
+        watch = asyncio.create_task(self._observed.until(expected, look, seen, PATIENCE_SECONDS))
         while not (await asyncio.wait({watch}, timeout=1.0))[0]:
             for name in (OPERATOR, *(agent_name(server.name) for server in SERVERS)):
                 if not self._world.control_plane.alive(name):
@@ -330,6 +336,13 @@ class Story:
             return condition is not None and condition.status is ConditionStatus.TRUE
 
         await self._see(f"lease {name} to be Ready", ready, self._state(name))
+
+    def _device(self, name: str) -> tuple[str, ObservedSlot]:
+        """The one device of a lease that is Ready, and its node."""
+        devices = self._sights.devices(name)
+        if len(devices) != 1:
+            raise NotSeenError(f"one ready device of lease {name}", f"{len(devices)}; {self._sights.state(name)}")
+        return devices[0]
 
     async def _ended(self, name: str, reason: Reason) -> str:
         """Wait until the lease is over for this reason and settled; returns its last message."""
@@ -410,8 +423,8 @@ class Story:
             if sample.name == "gpu_tenancy_slice_seconds_total"
         }
 
-    def _agrees_with_ledger(self, leased: float) -> None:
-        """The slice-seconds counted as leased are those on record, but for whole seconds."""
+    def _agreed_with_ledger(self, leased: float) -> int:
+        """Slice-seconds on record; those counted as leased must be the same but for whole seconds."""
         segments = self._sights.segments()
         widths = [len(one.devices) * slices(one.model, one.profile) for one in segments]
         billed = sum(width * (one.seconds or 0) for width, one in zip(widths, segments, strict=True))
@@ -419,6 +432,7 @@ class Story:
         if abs(leased - billed) > slack:
             expected = f"{billed} leased slice-seconds as on record, at most {slack} more or less"
             raise NotSeenError(expected, f"{leased:.1f}")
+        return billed
 
 
 STEPS: Final = (

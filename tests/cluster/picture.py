@@ -26,14 +26,14 @@ from tests.cluster.api import Object
 
 GAP: Final = 2
 """Columns between two nodes."""
-MARGIN: Final = 3
+MARGIN: Final = 4
 """Columns before a GPU's bar: its index, and m where it is in MIG mode."""
-PALETTE: Final = ("green3", "deep_sky_blue1", "orchid", "dark_orange", "aquamarine1", "light_slate_blue")
+PALETTE: Final = ("green3", "deep_sky_blue1", "orchid", "aquamarine1", "light_slate_blue", "misty_rose1")
 """Colours of leases, oldest first; light ones, because names are written on them in black."""
 ROOMY: Final = 110
 """Columns from which on a lease's line says why it is as it is."""
 MINER: Final = "white on grey30"
-MOVING: Final = "black on yellow"
+MOVING: Final = "black on gold1"
 FAULTY: Final = "white on red"
 IDLE: Final = "grey50"
 
@@ -154,14 +154,14 @@ def _node_line(node: Object) -> Text:
     mig = sum(gpu.mode is GpuMode.MIG for gpu in status.gpus)
     model = status.gpus[0].model if status.gpus else "no GPUs"
     trouble = "" if ready and ready.status is ConditionStatus.TRUE else f"  {ready.reason if ready else 'no agent'}"
-    text = Text.assemble((node["metadata"]["name"], "bold"), f"  {len(status.gpus)} × {model}")
+    text = Text.assemble((f" {node['metadata']['name']}", "bold"), f"  {len(status.gpus)} × {model}")
     return text.append(f" ({mig} MIG)" if mig else "").append(trouble, "bold red")
 
 
 def _gpu_lines(node: Object, table: Sequence[Sequence[Stretch]], cell: int) -> Iterator[Text]:
     for gpu, stretches in zip(_gpus(node), table, strict=True):
         mark = "m" if gpu.mode is GpuMode.MIG else " "
-        line = Text(f"{gpu.index:>1}{mark} ", "bold")
+        line = Text(f"{gpu.index:>2}{mark} ", "bold")
         start = 0
         for stretch in stretches:
             line.append_text(_bar(stretch, cell * stretch.size, first=start == 0))

@@ -25,13 +25,13 @@ from typing import Final
 
 import pytest
 
-from gpu_tenancy.api import names
 from gpu_tenancy.kube import resources
 from tests.cluster.api import Object
 from tests.cluster.crashing import writes_in
 from tests.cluster.eventually import eventually
 from tests.cluster.world import OPERATOR, World, lease, template
 from tests.integration.conftest import Living, mining_world, story
+from tests.integration.looks import DEPLOYMENTS, deployment, gone, nothing_left, running
 
 GPUS: Final = {"profile": "full", "count": 2}
 TERM_SECONDS: Final = 3
@@ -72,26 +72,27 @@ async def _expires(world: World, name: str) -> None:
     assert ended["status"]["ended"]["reason"] == "Expired"
     record = await _the_one_segment(world, name, "Expired")
     assert record["seconds"] == TERM_SECONDS
-    await _nothing_left(world, created["metadata"]["uid"])
+    await world.mining(16)
+    await nothing_left(world, created["metadata"]["uid"])
     await world.delete(resources.GPU_LEASES, name, "team-a")
 
 
 async def _is_deleted(world: World, name: str) -> None:
     """A lease that a Deployment uses and that its tenant deletes."""
     created = await world.create(lease(name, gpus={"profile": "full"}))
-    deployments = "/apis/apps/v1/namespaces/team-a/deployments"
-    await world.api.create(deployments, _deployment(name))
+    await world.api.create(DEPLOYMENTS, deployment(name))
     await world.ready(name)
-    await eventually("the Deployment's pod", lambda: _running(world, name))
+    await eventually("the Deployment's pod", lambda: running(world, app=name))
     going = await world.api.delete(resources.GPU_LEASES.path("team-a", name))
     deleted_at = datetime.fromisoformat(going["metadata"]["deletionTimestamp"])
-    await eventually("the end of the lease", lambda: _gone(world, name))
+    await gone(world, name)
     record = await _the_one_segment(world, name, "Deleted")
     start, end = (datetime.fromisoformat(record[field]) for field in ("billableFrom", "billableTo"))
     assert end == max(start, deleted_at)
-    await _nothing_left(world, created["metadata"]["uid"])
-    assert not await _running(world, name)
-    await world.api.delete(f"{deployments}/{name}")
+    await world.mining(16)
+    await nothing_left(world, created["metadata"]["uid"])
+    assert not await running(world, app=name)
+    await world.api.delete(f"{DEPLOYMENTS}/{name}")
 
 
 LIVES: Final[dict[str, Life]] = {"expires": _expires, "deleted": _is_deleted}
@@ -170,35 +171,3 @@ async def _the_one_segment(world: World, name: str, reason: str) -> Object:
     start, end = (datetime.fromisoformat(spec[field]) for field in ("billableFrom", "billableTo"))
     assert end - start == timedelta(seconds=spec["seconds"])
     return spec
-
-
-async def _nothing_left(world: World, uid: str) -> None:
-    """No slot is held for the lease, nothing was made for it that is still there, and everything mines again."""
-    await world.mining(16)
-    for node in await world.items(resources.GPU_NODES):
-        slots = [*node["spec"]["slots"], *node["status"]["slots"]]
-        assert uid not in {slot["holder"]["uid"] for slot in slots}
-    for made in (resources.RESOURCE_CLAIM_TEMPLATES, resources.JOBS):
-        assert not await world.items(made, labelSelector=f"{names.LABEL_HOLDER}={uid}")
-
-
-async def _gone(world: World, name: str) -> bool:
-    return await world.get(resources.GPU_LEASES, name, "team-a") is None
-
-
-async def _running(world: World, name: str) -> list[Object]:
-    pods = await world.items(resources.PODS, labelSelector=f"app={name}")
-    return [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
-
-
-def _deployment(name: str) -> Object:
-    """A Deployment that uses the lease of its own name."""
-    labels = {"app": name}
-    container = {"name": "main", "image": "registry.invalid/notebook", "resources": {"claims": [{"name": "gpu"}]}}
-    pod = {"containers": [container], "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": name}]}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "namespace": "team-a"},
-        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
-    }

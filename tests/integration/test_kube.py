@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -309,7 +310,7 @@ async def running(reflector: Reflector[Slice]) -> AsyncIterator[None]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  (the condition is the API server's)
+    while not condition():
         await asyncio.sleep(0.01)
 
 
@@ -443,5 +444,36 @@ def test_no_key_of_an_inline_kubeconfig_is_left_on_disk(
                 await other.get(NAMESPACES, NAMESPACE)
                 assert list(temporary.iterdir()) == []
         await client.get(NAMESPACES, NAMESPACE)
+
+    world.run(test)
+
+
+def test_in_a_pod_the_service_account_signs_in_and_its_renewed_token_is_read(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = urlsplit(world.plane.url)
+    token_file = tmp_path / "token"
+    authority = yaml.safe_load(world.plane.kubeconfig.read_text())["clusters"][0]["cluster"]["certificate-authority"]
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", str(address.hostname))
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(address.port))
+    monkeypatch.setattr("gpu_tenancy.kube.transport._SERVICE_ACCOUNT_TOKEN", token_file)
+    monkeypatch.setattr("kubernetes.aio.config.incluster_config.SERVICE_TOKEN_FILENAME", str(token_file))
+    monkeypatch.setattr("kubernetes.aio.config.incluster_config.SERVICE_CERT_FILENAME", authority)
+
+    async def test(_: KubeClient) -> None:
+        accounts = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts"
+        await world.plane.api.create(accounts, {"metadata": {"name": "agent"}})
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        token = (await world.plane.api.create(f"{accounts}/agent/token", request))["status"]["token"]
+        token_file.write_text("not-a-token")
+        async with KubeClient.connect() as client:
+            with pytest.raises(Transient) as caught:
+                await client.list(SECRETS)
+            assert caught.value.status == 401
+            token_file.write_text(token)
+            client._loaded_at -= 60
+            with pytest.raises(Rejected, match=f'"system:serviceaccount:{NAMESPACE}:agent" cannot list'):
+                await client.list(SECRETS)
 
     world.run(test)

@@ -1,5 +1,6 @@
 """What the demo's picture shows of a hand-made snapshot, as text at the sizes of a small and of a wide terminal."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -163,10 +164,10 @@ def line_with(lines: Sequence[str], *words: str) -> str:
 
 
 def gpu_line(lines: Sequence[str], index: int) -> tuple[str, str]:
-    """The bars of GPU `index` of both nodes, without the margin of the first."""
-    line = next(line for line in lines[2:10] if line.startswith(str(index)))
-    half = line.index(f"{index}", 5)
-    return line[3:half].rstrip(), line[half:].rstrip()
+    """The bars of GPU `index` of the one and the other node."""
+    found = re.fullmatch(rf" {index}[m ] (.*?) +{index}[m ] (.*)", lines[2 + index])
+    assert found, lines[2 + index]
+    return found[1], found[2].rstrip()
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -190,29 +191,28 @@ def test_each_gpu_shows_its_holder_and_its_slices(width: int, height: int) -> No
     assert gpu_line(lines, 2)[0].strip() == "train"
     assert gpu_line(lines, 4)[0].strip() == "miner"
     assert gpu_line(lines, 6)[0].strip() == "miner starts"
-    slices = gpu_line(lines, 6)[1]
-    assert slices.startswith("6m")
-    assert [part.strip() for part in slices[2:].split("│")] == ["4g miner", "3g evaluate"]
+    assert [part.strip() for part in gpu_line(lines, 6)[1].split("│")] == ["4g miner", "3g evaluate"]
+    assert lines[8].count("6m") == 1, "one of the two GPUs with index 6 is in MIG mode"
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_a_hand_over_names_both_sides(width: int, height: int) -> None:
     lines = drawn(scene(), width, height)
-    assert gpu_line(lines, 0)[1][3:].strip() == "miner → pretrain"
-    assert gpu_line(lines, 1)[1][3:].strip() == "train →"
-    assert gpu_line(lines, 2)[1][3:].strip() == "→ pretrain"
+    assert gpu_line(lines, 0)[1].strip() == "miner → pretrain"
+    assert gpu_line(lines, 1)[1].strip() == "train →"
+    assert gpu_line(lines, 2)[1].strip() == "→ pretrain"
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_idle_and_faulty_gpus_are_named(width: int, height: int) -> None:
     lines = drawn(scene(), width, height)
     assert gpu_line(lines, 7)[0].strip(" ·") == "idle"
-    assert gpu_line(lines, 5)[1][3:].strip() == "faulty"
+    assert gpu_line(lines, 5)[1].strip() == "faulty"
 
 
 def test_slices_have_their_share_of_the_width() -> None:
     for width, cell in ((80, 4), (140, 8)):
-        bar = gpu_line(drawn(scene(), width, 40), 7)[1][3:]
+        bar = gpu_line(drawn(scene(), width, 40), 7)[1]
         assert [bar.index("│"), bar.rindex("│")] == [2 * cell, 4 * cell]
         assert bar[4 * cell + 1 :].strip("·") == "idle "
 

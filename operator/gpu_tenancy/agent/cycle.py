@@ -132,14 +132,14 @@ class Agent:
         """Start everything; the order matters: nothing is taken away before the spec was read."""
         lanes = Lanes(memory, self._gpus, self._clock, self._settings, tasks)
         await self._first_look(memory, lanes, tasks)
-        tasks.create_task(heartbeat.beat(self._client, outbox.home.owner, self._clock, self._settings))
+        tasks.create_task(heartbeat.beat(self._client, lambda: outbox.home.owner, self._clock, self._settings))
         await self._watch(memory, outbox, tasks)
-        tasks.create_task(outbox.run())
         tasks.create_task(self._observe(memory, lanes, tasks))
         tasks.create_task(self._stay_home(outbox))
         plugin = Plugin(self._node, self._client, memory, self._settings)
         registrar = Registration(self._settings.dra_socket, outbox.slice_lost)
         async with serving(plugin, registrar, self._settings):
+            tasks.create_task(outbox.run())
             await self._cycle(memory, lanes, outbox)
 
     # ----------------------------------------------------------------------------------------------------- the cycle

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from gpu_tenancy.agent.clock import Clock
@@ -26,14 +27,17 @@ def lease_name(node: str) -> str:
     return f"agent-{node}"
 
 
-async def beat(client: KubeClient, owner: Owner, clock: Clock, settings: AgentSettings) -> None:
-    """Renew the Lease for ever. What fails is tried again at the next beat: the Lease outlasts several."""
-    pause = offset(owner.name, settings.heartbeat_seconds)
+async def beat(client: KubeClient, owner: Callable[[], Owner], clock: Clock, settings: AgentSettings) -> None:
+    """Renew the Lease for ever. What fails is tried again at the next beat: the Lease outlasts several.
+
+    `owner` is asked each time: a Node may be made anew under the agent.
+    """
+    pause = offset(owner().name, settings.heartbeat_seconds)
     while True:
         try:
-            await renew(client, owner, clock, settings)
+            await renew(client, owner(), clock, settings)
         except KubeError as error:
-            _log.warning("The heartbeat of node %s could not be renewed: %s", owner.name, error)
+            _log.warning("The heartbeat of node %s could not be renewed: %s", owner().name, error)
         await clock.sleep(pause)
         pause = settings.heartbeat_seconds
 

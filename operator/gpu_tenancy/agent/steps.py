@@ -138,7 +138,12 @@ Step: TypeAlias = Bookkeeping | Hardware | Announcement
 
 
 def diff(situation: Situation) -> tuple[Step, ...]:
-    """Every step that can be taken now, GPU by GPU; leases before pools on each. Empty when all is as specified."""
+    """Every step that can be taken now, GPU by GPU; leases before pools on each.
+
+    Empty when all is as specified, and before there is a spec: nothing is taken away for want of one.
+    """
+    if situation.generation == 0:
+        return ()
     held_on: dict[str, list[Held]] = {gpu: [] for gpu in _gpus_of(situation)}
     for held in sorted(situation.held.values(), key=_rank):
         held_on[held.slot.gpu].append(held)

@@ -220,9 +220,12 @@ class Execute:
         if record.namespace != self._settings.system_namespace:
             body = manifests.archived_record(record, self._settings.system_namespace)
             try:
-                self._store.write_through(await self._client.create(resources.USAGE_RECORDS, body))
+                copy = await self._client.create(resources.USAGE_RECORDS, body)
             except AlreadyExists:
-                _log.debug("UsageRecord %s is archived already.", record.name)
+                copy = await self._client.get(resources.USAGE_RECORDS, record.name, self._settings.system_namespace)
+            if copy["spec"] != body["spec"]:
+                raise NameTakenError(resources.USAGE_RECORDS, self._settings.system_namespace, record.name)
+            self._store.write_through(copy)
         held = self._store.get(resources.USAGE_RECORDS, record.namespace, record.name)
         await self._drop_finalizer(resources.USAGE_RECORDS, held, names.FINALIZER_LEDGER)
 

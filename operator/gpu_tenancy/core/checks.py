@@ -121,10 +121,10 @@ def priced(lease: LeaseFacts, context: Context) -> Refusal | None:
     if not models:
         return None
     book = context.pricing.current
-    where = f"PriceBook {book.name}" if book else "There are PriceBooks, but none is in effect: that"
+    where = f"PriceBook {book.name} has" if book else "None of the PriceBooks is in effect, so there is"
     return Refusal(
         Reason.NO_RATE,
-        f"{where} has no rate for profile {gpus.profile} of model {' or '.join(models)}; "
+        f"{where} no rate for profile {gpus.profile} of model {' or '.join(models)}; "
         "finance must add one before it can be leased.",
         final=True,
     )

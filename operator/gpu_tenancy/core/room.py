@@ -49,23 +49,23 @@ def no_room(want: Want, world: World) -> str:
         return f"{needs}; there is room for {seats} beside the leases that run{left_out}"
     best = max((_free_wholes(node, want) for node in usable), default=0)
     if best < want.count:
-        needs = f"needs {want.count} free GPUs ({want.model}) on one node"
+        needs = f"needs {_gpus(want, 'free')} on one node"
         return f"{needs}; the best node has {best} beside the leases that run{left_out}"
-    needs = f"needs room for {_pods(want.pods)} with {want.count} free GPUs ({want.model}), {_each(want)}"
+    needs = f"needs room for {_pods(want.pods)} with {_gpus(want, 'free')}, {_each(want)}"
     return f"{needs}; there is room for {seats} beside the leases that run{left_out}"
 
 
 def _too_few_gpus(want: Want, nodes: Sequence[NodeBook], seats: int) -> str:
-    model = f" ({want.model})" if want.model else ""
     if want.profile != FULL:
+        model = f" ({want.model})" if want.model else ""
         mig = sum(_serves(book, want) for node in nodes for book in node.gpus.values())
         return (
             f"needs {want.pods} × {want.profile}{model}; the {mig} GPUs in MIG mode that have it hold {seats} at most"
         )
     largest = max(sum(_serves(book, want) for book in node.gpus.values()) for node in nodes)
     if largest < want.count:
-        return f"needs {want.count} whole GPUs{model} on one node; the largest node has {largest}"
-    needs = f"needs {want.count} whole GPUs{model} on one node for each of {_pods(want.pods)}"
+        return f"needs {_gpus(want, 'whole')} on one node; the largest node has {largest}"
+    needs = f"needs {_gpus(want, 'whole')} on one node for each of {_pods(want.pods)}"
     return f"{needs}; all nodes together hold {_pods(seats)} of that kind"
 
 
@@ -140,6 +140,11 @@ def _slices_free(book: GpuBook, want: Want, occupied: int) -> int:
 
 def _pods(count: int) -> str:
     return f"{count} pod{'' if count == 1 else 's'}"
+
+
+def _gpus(want: Want, kind: str) -> str:
+    model = f" ({want.model})" if want.model else ""
+    return f"{want.count} {kind} GPU{'' if want.count == 1 else 's'}{model}"
 
 
 def _each(want: Want) -> str:

@@ -91,18 +91,22 @@ def term_of(lease: LeaseFacts, now: datetime) -> Term:
         return Term(wanted)
     if wanted is None:
         return Term(None)
-    used = billed_seconds(lease.records)
+    used = timedelta(seconds=billed_seconds(lease.records))
     if record := lease.open_record:
-        used += seconds_between(record.spec.billable_from, now)
-    if _length(wanted) > timedelta(seconds=used):
+        over_at = record.spec.billable_from + _length(wanted) - used
+        if over_at > now:
+            return Term(wanted)
+        return _kept(lease, wanted, f"the lease would have ended at {format_time(over_at)}")
+    if _length(wanted) > used:
         return Term(wanted)
-    kept = status.accepted_duration or "until deleted"
-    ran = format_duration(timedelta(seconds=used))
-    return Term(
-        status.accepted_duration,
-        f"term.duration {wanted} was refused: the lease has already run {ran}, so it would end in the past; "
-        f"{kept} stays in force. Delete the lease to end it now.",
-    )
+    return _kept(lease, wanted, f"the lease has already run {format_duration(used)}")
+
+
+def _kept(lease: LeaseFacts, wanted: str, why: str) -> Term:
+    """The duration in force stays. The sentence names no moving number: it is a status, written when it changes."""
+    kept = lease.status.accepted_duration
+    rest = f"{kept} stays in force" if kept else "the lease stays without a term"
+    return Term(kept, f"term.duration {wanted} was refused: {why}; {rest}. Delete the lease to end it now.")
 
 
 def ending(lease: LeaseFacts, term: Term, now: datetime, *, lost: str = "") -> Ending | None:

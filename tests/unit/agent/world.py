@@ -63,6 +63,8 @@ class World:
     in_status: dict[str, datetime] = field(default_factory=dict)
     processes: set[str] = field(default_factory=set)
     """UUIDs of devices that a process uses."""
+    foreign: set[str] = field(default_factory=set)
+    """UUIDs of instances that somebody else made."""
     disk: Situation = field(default_factory=Situation)
     """What the checkpoint holds; kept in step, as the agent writes it before it acts."""
     history: list[Step] = field(default_factory=list)
@@ -180,6 +182,22 @@ class World:
         """Every back-off ends."""
         for subject in self.agent.resting:
             self.agent = known.woken(self.agent, subject)
+
+    def replace(self, uuid: str) -> None:
+        """Somebody destroys an instance and makes one of their own in its place."""
+        gone = self.hardware.pop(uuid)
+        self.serial += 1
+        fresh = instance(gone.gpu, gone.profile, gone.start, self.serial)
+        self.hardware[fresh.uuid] = fresh
+        self.foreign.add(fresh.uuid)
+        self.walk()
+
+    def evict_strangers(self) -> None:
+        """Whoever made instances behind the agent's back takes them away."""
+        for uuid in self.foreign & self.hardware.keys():
+            del self.hardware[uuid]
+        self.processes -= self.foreign
+        self.walk()
 
     def restart(self) -> None:
         """kill -9, and a new agent on the same boot: only disk, API server and hardware are left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from collections.abc import Mapping
 from typing import Any, Final
 
 from gpu_tenancy.controller.gather import Gather
@@ -43,9 +43,9 @@ class Seen:
         assert reflector.undecodable == 0
         return self.wakes - before
 
-    def snapshot(self, now: datetime = NOW, **verdicts: str) -> Snapshot:
-        """What the planner would be given; `verdicts` by lease UID with _ for -."""
-        return self.gather.snapshot(now, {uid.replace("_", "-"): one for uid, one in verdicts.items()}, {})
+    def snapshot(self, verdicts: Mapping[str, str] | None = None) -> Snapshot:
+        """What the planner would be given; `verdicts` by lease UID."""
+        return self.gather.snapshot(NOW, verdicts or {}, {})
 
     def _reflector(self, resource: Resource) -> Reflector[Any]:
         return next(one for one in self.views._reflectors() if one.resource is resource)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any, Final
 
 import pytest
 
@@ -12,18 +14,18 @@ from gpu_tenancy.kube import resources
 from tests.unit.controller.facts import CONTAINERS, CREATED, Object, body, record_spec, slot
 from tests.unit.controller.seen import Seen
 
-WHOLE = {"gpus": {"profile": "full"}}
-RATES = [{"model": "A100-SXM4-80GB", "profile": "full", "perHour": "145.00"}]
-ADMITTED = {"admittedAt": "2026-03-01T11:00:00.000000Z", "attempt": 1, "contract": "uid-train"}
-CLOSED = {"billableTo": "2026-03-01T11:00:05Z", "seconds": 5, "reason": "Suspended"}
+WHOLE: Final[Object] = {"gpus": {"profile": "full"}}
+RATES: Final = [{"model": "A100-SXM4-80GB", "profile": "full", "perHour": "145.00"}]
+ADMITTED: Final[Object] = {"admittedAt": "2026-03-01T11:00:00.000000Z", "attempt": 1, "contract": "uid-train"}
+CLOSED: Final[dict[str, Any]] = {"billableTo": "2026-03-01T11:00:05Z", "seconds": 5, "reason": "Suspended"}
 
 
-def _lease(name: str = "train", **parts: object) -> Object:
+def _lease(name: str = "train", **parts: Any) -> Object:  # noqa: ANN401  (handed on)
     return body("GpuLease", name, **{"spec": WHOLE, **parts})
 
 
-def _record(name: str, namespace: str = "team-a", **spec: object) -> Object:
-    wire = record_spec(**spec).to_wire()  # type: ignore[arg-type]
+def _record(name: str, namespace: str = "team-a", **spec: Any) -> Object:  # noqa: ANN401  (handed on)
+    wire = record_spec(**spec).to_wire()
     one = body("UsageRecord", name, namespace, spec=wire, finalizers=[names.FINALIZER_LEDGER])
     one["metadata"]["uid"] = f"{namespace}/{name}"
     return one
@@ -50,8 +52,8 @@ def _namespace(name: str, **parts: object) -> Object:
     return {"metadata": {"name": name, **parts}, "status": {"phase": "Active"}}
 
 
-def _the_lease(seen: Seen, **verdicts: str) -> LeaseFacts:
-    [one] = seen.snapshot(**verdicts).leases
+def _the_lease(seen: Seen, verdicts: Mapping[str, str] | None = None) -> LeaseFacts:
+    [one] = seen.snapshot(verdicts).leases
     return one
 
 
@@ -216,9 +218,9 @@ def test_a_template_is_to_be_vetted_before_admission_and_never_after() -> None:
     seen = Seen()
     seen.own(_lease(spec={**WHOLE, "template": CONTAINERS}))
     assert _verdict(_the_lease(seen)) is None
-    assert _verdict(_the_lease(seen, uid_train="no")) == "no"
+    assert _verdict(_the_lease(seen, {"uid-train": "no"})) == "no"
     seen.own(_lease(spec={**WHOLE, "template": CONTAINERS}, status=ADMITTED, version=2), event="MODIFIED")
-    assert _verdict(_the_lease(seen, uid_train="exceeded quota by its own Job")) == ""
+    assert _verdict(_the_lease(seen, {"uid-train": "exceeded quota by its own Job"})) == ""
 
 
 def _verdict(one: LeaseFacts) -> str | None:

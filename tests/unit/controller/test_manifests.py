@@ -104,7 +104,7 @@ def test_a_tenants_own_affinity_holds_beside_the_planned_nodes() -> None:
 
 
 def test_a_tenants_other_wishes_of_affinity_are_left_as_they_are() -> None:
-    apart = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    apart: Object = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
     template = {"spec": {**CONTAINERS["spec"], "affinity": apart}}
     pod = manifests.job(admitted(template=template), 1, ("n1",))["spec"]["template"]["spec"]
     assert pod["affinity"]["podAntiAffinity"] == apart["podAntiAffinity"]

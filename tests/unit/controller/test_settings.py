@@ -39,7 +39,7 @@ def test_the_environment_wins_over_the_file_and_the_command_line_over_both(
 
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings.load(None).port = 1  # type: ignore[misc]
+        Settings.load(None).port = 1
 
 
 @pytest.mark.parametrize(

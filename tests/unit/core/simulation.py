@@ -216,6 +216,8 @@ class Cluster:
         """What the API server says of templates."""
         self.writes = 0
         """Writes that the operator has made."""
+        self.reports = 0
+        """Statuses of leases that were written, admissions aside."""
         self.dies_after: int | None = None
         """Write after which the operator is killed."""
         self.restarts_at_once = False
@@ -464,6 +466,7 @@ class Cluster:
             new = status.lease_status(outlook, None, self.now)
             if status.differs(self.leases[uid].status, new, None, self.now):
                 self.leases[uid] = replace(self.leases[uid], status=new)
+                self.reports += 1
                 self._count()
         for pool in decided.pools:
             if pool.pool.uid in self.pools:

@@ -213,10 +213,12 @@ class History(RuleBasedStateMachine):
     def _comes_to_rest(self) -> None:
         calm = 0
         for _ in range(LONG_ENOUGH):
+            reports = self.cluster.reports
             self.cluster.step()
             self._check()
             running_out = any(lease.status.expires_at for lease in self.cluster.leases.values())
-            calm = 0 if self.cluster.last_plan.actions or running_out else calm + 1
+            wrote = self.cluster.last_plan.actions or self.cluster.reports > reports
+            calm = 0 if wrote or running_out else calm + 1
             if calm > 6:
                 self._same_answer_always()
                 return

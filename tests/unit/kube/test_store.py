@@ -515,8 +515,8 @@ OPS = st.lists(
         st.integers(0, 40),
         st.integers(0, 9),
     ),
-    min_size=20,
-    max_size=80,
+    min_size=15,
+    max_size=50,
 )
 
 

@@ -57,7 +57,7 @@ async def running(view: Reflector[Pod]) -> AsyncIterator[None]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  (the condition is a view's, which offers no event)
+    while not condition():
         await asyncio.sleep(0.001)
 
 

@@ -1,0 +1,86 @@
+"""What fault tests make and look at on a cluster. Looks only at the API server, as an administrator would."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from gpu_tenancy.api import names
+from gpu_tenancy.kube import resources
+from tests.cluster.api import Object
+from tests.cluster.eventually import eventually
+from tests.cluster.world import World, condition_of
+
+DEPLOYMENTS = "/apis/apps/v1/namespaces/team-a/deployments"
+
+
+def deployment(name: str) -> Object:
+    """A tenant's Deployment whose pod uses the lease of the same name."""
+    labels = {"app": name}
+    container = {"name": "main", "image": "registry.invalid/notebook", "resources": {"claims": [{"name": "gpu"}]}}
+    pod = {"containers": [container], "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": name}]}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "team-a"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
+    }
+
+
+async def running(world: World, **labels: str) -> list[Object]:
+    """Running pods with these labels."""
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    pods = await world.items(resources.PODS, labelSelector=selector)
+    return [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+
+
+async def slots_of(world: World, uid: str, *parts: str) -> list[tuple[str, Object]]:
+    """Devices of a holder with their nodes, as promised ("spec") or as reported ("status"); both unless said."""
+    return [
+        (node["metadata"]["name"], slot)
+        for node in await world.items(resources.GPU_NODES)
+        for part in parts or ("spec", "status")
+        for slot in (node.get(part) or {}).get("slots", ())
+        if slot["holder"]["uid"] == uid
+    ]
+
+
+async def nothing_left(world: World, uid: str) -> None:
+    """No device is held for the lease, and nothing that was made for it is there."""
+    assert not await slots_of(world, uid)
+    for made in (resources.RESOURCE_CLAIM_TEMPLATES, resources.JOBS):
+        assert not await world.items(made, labelSelector=f"{names.LABEL_HOLDER}={uid}")
+
+
+async def gone(world: World, name: str, namespace: str = "team-a") -> None:
+    """Wait until a lease is no more."""
+
+    async def look() -> bool:
+        return await world.get(resources.GPU_LEASES, name, namespace) is None
+
+    await eventually(f"the end of lease {namespace}/{name}", look)
+
+
+async def lease_where(world: World, name: str, what: str, true: Callable[[Object], object]) -> Object:
+    """Wait until a lease of team-a is as described."""
+
+    async def look() -> Object | None:
+        found = await world.get(resources.GPU_LEASES, name, "team-a")
+        return found if found and found.get("status") and true(found) else None
+
+    return await eventually(f"lease {name}: {what}", look)
+
+
+def told(body: Object, kind: str) -> str:
+    """Message of a condition; empty where there is none."""
+    found = condition_of(body, kind)
+    return str(found["message"]) if found else ""
+
+
+async def always(seconds: float, what: str, true: Callable[[], Awaitable[object]]) -> None:
+    """Look again and again that something stays so for a while: for what must *not* happen."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert await true(), what
+        await asyncio.sleep(0.1)

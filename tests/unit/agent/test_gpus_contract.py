@@ -1,0 +1,170 @@
+"""What the agent may count on from any `Gpus`; every backend that needs no hardware is put through it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_tenancy.agent.gpus import GpuError, GpuLost, Gpus, InsufficientResources, InUse
+from gpu_tenancy.api.node import GpuMode
+from gpu_tenancy.mig.layout import Placement, layouts, mask_of, placements
+from tests.fakes.clock import FakeClock
+from tests.fakes.gpus import FakeGpus, Faults
+
+MODELS = ("A100-SXM4-80GB", "A100-SXM4-40GB")
+MIG_INDEX = 1
+T = TypeVar("T")
+
+
+@dataclass
+class Backend:
+    """A node with one whole GPU and one in MIG mode, and the means to make it fail."""
+
+    gpus: Gpus
+    run: Callable[[Awaitable[T]], T]
+    lose: Callable[[], None]
+    occupy: Callable[[str], None]
+    reboot: Callable[[], None]
+
+    def uuid(self, index: int) -> str:
+        """UUID of a GPU."""
+        return next(gpu.uuid for gpu in self.run(self.gpus.list()) if gpu.index == index)
+
+    def layout(self) -> set[Placement]:
+        """Placements that exist on the MIG GPU."""
+        return {Placement(one.profile, one.start) for one in self.run(self.gpus.instances(self.uuid(MIG_INDEX)))}
+
+
+def fake(model: str) -> Backend:
+    clock = FakeClock()
+    gpus = FakeGpus("n1", count=2, model=model, mig=[MIG_INDEX], clock=clock)
+
+    def run(call: Awaitable[T]) -> T:
+        async def play() -> T:
+            future = asyncio.ensure_future(call)
+            await clock.until(future.done)
+            return await future
+
+        return asyncio.run(play())
+
+    return Backend(gpus, run, lambda: gpus.fail(MIG_INDEX, Faults(lost=True)), gpus.occupy, gpus.reboot)
+
+
+BACKENDS = {"fake": fake}
+each_backend = pytest.mark.parametrize("make", BACKENDS.values(), ids=BACKENDS)
+each_model = pytest.mark.parametrize("model", MODELS)
+
+
+@each_backend
+@each_model
+def test_gpus_are_listed_with_their_modes(make: Callable[[str], Backend], model: str) -> None:
+    listed = make(model).run(make(model).gpus.list())
+    assert [(gpu.index, gpu.model, gpu.mode, gpu.healthy) for gpu in listed] == [
+        (0, model, GpuMode.WHOLE, True),
+        (1, model, GpuMode.MIG, True),
+    ]
+    assert len({gpu.uuid for gpu in listed}) == 2
+
+
+@each_backend
+@each_model
+def test_every_placement_is_created_exactly_where_it_was_asked_for(make: Callable[[str], Backend], model: str) -> None:
+    for placement in placements(model):
+        backend = make(model)
+        made = backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), placement.profile, placement.start))
+        assert ((1 << made.size) - 1) << made.start == mask_of(model, placement)
+        assert [made] == list(backend.run(backend.gpus.instances(backend.uuid(MIG_INDEX))))
+        assert made.uuid.startswith("MIG-")
+        assert made.compute_instance is not None
+
+
+@each_backend
+@given(layout=st.sampled_from(sorted(map(sorted, layouts(MODELS[0])), key=repr)), seed=st.randoms())
+def test_every_layout_can_be_made_in_any_order(
+    make: Callable[[str], Backend], layout: list[Placement], seed: object
+) -> None:
+    backend = make(MODELS[0])
+    order = list(layout)
+    seed.shuffle(order)  # type: ignore[attr-defined]
+    for placement in order:
+        backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), placement.profile, placement.start))
+    assert backend.layout() == set(layout)
+
+
+@each_backend
+def test_what_overlaps_is_refused_and_changes_nothing(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "3g.40gb", 4))
+    for profile, start in (("7g.80gb", 0), ("1g.10gb", 6), ("3g.40gb", 4), ("2g.20gb", 4)):
+        with pytest.raises(InsufficientResources):
+            backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), profile, start))
+    assert backend.layout() == {Placement("3g.40gb", 4)}
+
+
+@each_backend
+@pytest.mark.parametrize(
+    ("index", "profile", "start"), [(0, "3g.40gb", 4), (1, "3g.40gb", 2), (1, "3g.20gb", 4), (1, "1g.10gb", 7)]
+)
+def test_what_cannot_be_is_refused(make: Callable[[str], Backend], index: int, profile: str, start: int) -> None:
+    backend = make(MODELS[0])
+    with pytest.raises(GpuError):
+        backend.run(backend.gpus.create(backend.uuid(index), profile, start))
+    assert backend.layout() == set()
+
+
+@each_backend
+def test_destroying_twice_is_destroying(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    made = backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "3g.40gb", 4))
+    stays = backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "1g.10gb", 0))
+    for _ in range(2):
+        backend.run(backend.gpus.destroy(made))
+    assert list(backend.run(backend.gpus.instances(backend.uuid(MIG_INDEX)))) == [stays]
+
+
+@each_backend
+def test_a_used_instance_is_not_destroyed(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    made = backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "3g.40gb", 4))
+    assert list(backend.run(backend.gpus.processes(made.uuid))) == []
+    backend.occupy(made.uuid)
+    assert len(backend.run(backend.gpus.processes(made.uuid))) == 1
+    with pytest.raises(InUse):
+        backend.run(backend.gpus.destroy(made))
+    assert backend.layout() == {Placement("3g.40gb", 4)}
+
+
+@each_backend
+def test_a_lost_gpu_is_listed_as_not_healthy_and_says_so_to_every_call(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    uuid = backend.uuid(MIG_INDEX)
+    made = backend.run(backend.gpus.create(uuid, "3g.40gb", 4))
+    backend.lose()
+    assert [gpu.healthy for gpu in backend.run(backend.gpus.list())] == [True, False]
+    calls: tuple[Callable[[], Awaitable[object]], ...] = (
+        lambda: backend.gpus.instances(uuid),
+        lambda: backend.gpus.create(uuid, "1g.10gb", 0),
+        lambda: backend.gpus.destroy(made),
+        lambda: backend.gpus.processes(uuid),
+    )
+    for call in calls:
+        with pytest.raises(GpuLost):
+            backend.run(call())
+    assert list(backend.run(backend.gpus.processes(backend.uuid(0)))) == []
+
+
+@each_backend
+def test_a_reboot_leaves_no_instance_and_is_known_by_its_id(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "3g.40gb", 4))
+    before = backend.run(backend.gpus.boot_id())
+    assert backend.run(backend.gpus.boot_id()) == before
+    backend.reboot()
+    assert backend.run(backend.gpus.boot_id()) != before
+    assert backend.layout() == set()
