@@ -6,20 +6,21 @@ It measures nothing and decides nothing; every instant it notes is one at which 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 import psutil
 
+from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.resources import Resource
 from tests.cluster.api import Api, ApiError, Object
 from tests.cluster.components import Component
 from tests.cluster.world import GpuServer, World
-
 
 NODES: Final = 128
 GPUS: Final = 8
@@ -119,9 +120,7 @@ async def told(api: Api, resource: Resource, view: type[V], version: str, **sele
                 yield event.object
 
 
-async def first_seen(
-    states: AsyncIterator[V], name_of: Callable[[V], str], count: int
-) -> dict[str, float]:
+async def first_seen(states: AsyncIterator[V], name_of: Callable[[V], str], count: int) -> dict[str, float]:
     """When (time.monotonic) each of `count` names was first told; returns once all were.
 
     `name_of` says under which name an object counts, and nothing for one that does not count yet.
@@ -153,6 +152,16 @@ async def post(api: Api, bodies: Iterable[tuple[Resource, Object]]) -> None:
         await api.create(resource.path(body["metadata"].get("namespace")), body)
 
 
+async def gpu_nodes(world: World) -> list[Object]:
+    """GpuNodes, once the agent of every node has reported its GPUs."""
+    while True:
+        with contextlib.suppress(ApiError):  # 429 while the API server still sets up the storage of a new kind
+            nodes = await world.items(resources.GPU_NODES)
+            if len(nodes) == len(world.servers) and all(node.get("status", {}).get("gpus") for node in nodes):
+                return nodes
+        await asyncio.sleep(0.2)
+
+
 async def empty(api: Api, resource: Resource, namespace: str) -> None:
     """Delete every object of a kind in a namespace, and wait until none is left."""
     path = resource.path(namespace)
@@ -163,12 +172,7 @@ async def empty(api: Api, resource: Resource, namespace: str) -> None:
 
 def say(text: str) -> None:
     """A line about what is going on, with the machine's load: figures of a busy machine are not to be believed."""
-    print(f"  {text} (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def rate(instants: Sequence[float], began: float) -> float:
-    """Things per second from `began` to the last of their instants."""
-    return len(instants) / (max(instants) - began)
+    print(f"  {text} (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)", file=sys.stderr, flush=True)
 
 
 class Spent:

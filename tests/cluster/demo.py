@@ -43,6 +43,7 @@ from tests.cluster.world import OPERATOR, ROOT, World, agent_name
 T = TypeVar("T")
 
 TENANT: Final = "team-a"
+AGENTS: Final = tuple(agent_name(server.name) for server in SERVERS)
 MANIFESTS: Final = ROOT / "tests" / "cluster" / "story"
 ALL_MINING: Final = Counter({"full": 14, "7g.80gb": 2})
 """Profiles on which miners run when nothing is rented."""
@@ -324,7 +325,7 @@ class Story:
         self._telling.awaits(expected)
         watch = asyncio.create_task(self._observed.until(expected, look, seen, PATIENCE_SECONDS))
         while not (await asyncio.wait({watch}, timeout=1.0))[0]:
-            for name in (OPERATOR, *(agent_name(server.name) for server in SERVERS)):
+            for name in (OPERATOR, *AGENTS):
                 if not self._world.control_plane.alive(name):
                     watch.cancel()
                     raise NotSeenError(expected, f"the process {name} has ended; {seen()}")
@@ -505,8 +506,11 @@ def _explain(failure: Exception, telling: Telling, world: World, console: Consol
     """Which step failed, what was expected, what was seen, and what the operator said last."""
     step = telling.present_title()
     _say(console, f"\nThe demo ends at the step “{step}”: {failure}", "bold red")
-    log = world.control_plane.log_tail(OPERATOR, LOG_LINES)
-    _say(console, f"\nThe operator's last lines:\n{log or '(it has logged nothing)'}")
+    for name in (OPERATOR, *AGENTS):
+        # An agent's log says nothing about the operator's plans, unless the agent is no more.
+        if name == OPERATOR or not world.control_plane.alive(name):
+            log = world.control_plane.log_tail(name, LOG_LINES)
+            _say(console, f"\nThe last lines of the {name}:\n{log or '(it has logged nothing)'}")
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

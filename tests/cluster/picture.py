@@ -18,7 +18,7 @@ from rich.text import Text
 from gpu_tenancy.api import names
 from gpu_tenancy.api.base import ConditionStatus, Holder, HolderKind
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus, Reason
-from gpu_tenancy.api.node import Gpu, GpuMode, GpuNodeSpec, GpuNodeStatus, ObservedSlot, Slot, SlotState
+from gpu_tenancy.api.node import Gpu, GpuMode, GpuNodeSpec, GpuNodeStatus, NodeReason, ObservedSlot, Slot, SlotState
 from gpu_tenancy.core.ledger import SliceState
 from gpu_tenancy.mig.profiles import FULL, MEMORY_SLICES, slices
 from tests.cluster import bill
@@ -153,7 +153,8 @@ def _node_line(node: Object) -> Text:
     ready = next((one for one in status.conditions), None)
     mig = sum(gpu.mode is GpuMode.MIG for gpu in status.gpus)
     model = status.gpus[0].model if status.gpus else "no GPUs"
-    trouble = "" if ready and ready.status is ConditionStatus.TRUE else f"  {ready.reason if ready else 'no agent'}"
+    fine = ready is not None and (ready.status is ConditionStatus.TRUE or ready.reason is NodeReason.WORKING)
+    trouble = "" if fine else f"  {ready.reason if ready else 'no agent'}"
     text = Text.assemble((f" {node['metadata']['name']}", "bold"), f"  {len(status.gpus)} × {model}")
     return text.append(f" ({mig} MIG)" if mig else "").append(trouble, "bold red")
 
@@ -208,7 +209,9 @@ def _cover(gpu: Gpu, wanted: Mapping[str, Slot], observed: Mapping[str, Observed
             column = present if device in wanted else former
             for index in range(slot.start, slot.start + slices(gpu.model, slot.profile)):
                 column[index] = device
-    return list(zip(former, present, strict=True))
+    # A device that is ready is in use, whatever its agent still says of the one before it.
+    ready = {device for device, slot in observed.items() if slot.state is SlotState.READY}
+    return [("" if now in ready else before, now) for before, now in zip(former, present, strict=True)]
 
 
 def _stretch(
@@ -226,7 +229,7 @@ def _stretch(
         return Stretch(size, SliceState.FAULTY, f"faulty {present.holder.name if present else ''}", FAULTY)
     if present is None and former is None:
         return Stretch(size, SliceState.IDLE, "idle ", IDLE)
-    if former is not None or present is None or report is None or report.state is not SlotState.READY:
+    if present is None or report is None or report.state is not SlotState.READY:
         return Stretch(size, SliceState.HAND_OVER, f"{_holder(former)}→ {_holder(present)}".strip(), MOVING)
     shape = "" if present.profile == FULL else f"{present.profile.split('.')[0]} "
     if present.holder.kind is HolderKind.GPU_LEASE:

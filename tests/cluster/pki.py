@@ -75,9 +75,9 @@ class Authority:
 
     def _sign(self, subject: x509.Name, usage: x509.ObjectIdentifier, names: Sequence[x509.GeneralName]) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(
-            subject, self._certificate.subject, key.public_key(), self._key.public_key()
-        ).add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        builder = _builder(subject, self._certificate.subject, key.public_key(), self._key.public_key()).add_extension(
+            x509.ExtendedKeyUsage([usage]), critical=False
+        )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         signed = builder.sign(self._key, hashes.SHA256())

@@ -71,8 +71,11 @@ def test_without_a_rate_a_lease_is_refused_until_finance_adds_one() -> None:
     cluster = cluster_with(book={"full": "36.00"})
     lease = cluster.create("notebook", "3g.40gb")
     cluster.step()
-    sentence = f"PriceBook book has no rate for profile 3g.40gb of model {MODEL}; finance must add one before it can be leased."
-    assert (cluster.condition(lease).reason, cluster.condition(lease).message) == (Reason.NO_RATE, sentence)
+    assert cluster.condition(lease).reason is Reason.NO_RATE
+    assert cluster.condition(lease).message == (
+        f"PriceBook book has no rate for profile 3g.40gb of model {MODEL}; "
+        "finance must add one before it can be leased."
+    )
     cluster.add_book("fixed", book_spec({"full": "36.00", "3g.40gb": "18.00"}))
     cluster.run(3)
     assert cluster.is_true(lease)

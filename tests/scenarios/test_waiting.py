@@ -274,7 +274,7 @@ def test_objects_of_a_placed_lease_are_not_retried_before_their_time() -> None:
     cluster = one_node()
     lease = cluster.create("train")
     cluster.run(3)
-    cluster.templates.discard(lease)
+    cluster.templates.pop(lease, None)
     failure = Failure("NameTaken", "taken", cluster.now + timedelta(seconds=9))
     facts = cluster.snapshot()
     assert any(isinstance(one, CreateClaimTemplate) for one in plan(facts, cluster.now).actions)

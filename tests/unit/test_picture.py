@@ -203,6 +203,16 @@ def test_a_hand_over_names_both_sides(width: int, height: int) -> None:
     assert gpu_line(lines, 2)[1].strip() == "→ pretrain"
 
 
+def test_a_device_that_is_ready_hides_what_is_left_of_its_forerunner() -> None:
+    slots = [
+        slot(0, holder("former"), "Draining", "2g.20gb", 4),
+        slot(0, holder("train"), profile="3g.40gb", start=4),
+        slot(0, MINERS, "Preparing", "4g.40gb"),
+    ]
+    lines = drawn(scene(nodes=[node("gpu-a", slots, mig=[0]), node("gpu-b", [])]), 80, 24)
+    assert [part.strip() for part in gpu_line(lines, 0)[0].split("│")] == ["→ miner", "3g train"]
+
+
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_idle_and_faulty_gpus_are_named(width: int, height: int) -> None:
     lines = drawn(scene(), width, height)

@@ -21,6 +21,7 @@ from gpu_tenancy.controller.execute import Execute, Outcome
 from gpu_tenancy.controller.gather import Gather
 from gpu_tenancy.controller.metrics import Metrics
 from gpu_tenancy.controller.settings import Settings
+from gpu_tenancy.controller.statuses import Statuses
 from gpu_tenancy.controller.vetting import Vetting
 from gpu_tenancy.controller.views import Views
 from gpu_tenancy.core import planner, status
@@ -54,7 +55,7 @@ class Cycle:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.dirty = asyncio.Event()
-        self.views = Views(client, self.dirty.set)
+        self.views = Views(client, settings.system_namespace, self.dirty.set)
         self.events = Events(client, enabled=settings.events)
         self.cycles = 0
         """Completed cycles."""
@@ -64,9 +65,10 @@ class Cycle:
         self._now = now
         self._gather = Gather(self.views)
         self._vetting = Vetting(client)
+        self._asking: set[asyncio.Task[None]] = set()
         self._execute = Execute(client, self.views.store, settings, self.events.post)
         self._failures: dict[str, tuple[int, Failure]] = {}
-        self._written: dict[str, datetime] = {}
+        self._statuses = Statuses()
         self._beat = time.monotonic()
         self._errors = 0
         """Cycles in a row that left something undone."""
@@ -150,15 +152,16 @@ class Cycle:
         doubtful_for = await self.views.store.resync(self._client)
         now = self._now()
         snapshot = self._snapshot(now)
-        if await self._vetting.check(snapshot.leases):
-            now = self._now()
-            snapshot = self._snapshot(now)
+        for lease in self._vetting.due(snapshot.leases):
+            task = asyncio.create_task(self._vet(lease))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
         self._metrics.account(snapshot, now)
         with self._metrics.planning.time():
             plan = planner.plan(snapshot, now)
         self._metrics.count_plan(plan)
         statuses = {
-            outlook.lease.uid: status.lease_status(outlook, snapshot.failures.get(outlook.lease.uid), now)
+            outlook.lease.uid: self._statuses.derive(outlook, snapshot.failures.get(outlook.lease.uid), now)
             for outlook in plan.leases
         }
         outcome = await self._execute.run(plan.actions, statuses, now)
@@ -168,7 +171,11 @@ class Cycle:
         self.cycles += 1
         self._metrics.cycles.observe(time.monotonic() - began)
         pauses = (doubtful_for, outcome.again, self._vetting.again, self._undone_for(outcome))
-        wakes = [plan.next_wake, *(now + timedelta(seconds=pause) for pause in pauses if pause is not None)]
+        wakes = [
+            plan.next_wake,
+            self._statuses.wake,
+            *(now + timedelta(seconds=pause) for pause in pauses if pause is not None),
+        ]
         return min((wake for wake in wakes if wake is not None), default=None)
 
     def _undone_for(self, outcome: Outcome) -> float | None:
@@ -182,6 +189,11 @@ class Cycle:
         elif self._errors <= CONFLICTS_AT_ONCE:
             return 0.0
         return self._back_off()
+
+    async def _vet(self, lease: LeaseFacts) -> None:
+        """Ask the API server about a template beside the cycle."""
+        if await self._vetting.ask(lease):
+            self.dirty.set()
 
     def _snapshot(self, now: datetime) -> Snapshot:
         failures = {uid: failure for uid, (_, failure) in self._failures.items()}
@@ -225,19 +237,21 @@ class Cycle:
             writes.append(self._report_plain(resources.PRICE_BOOKS, Key("", book.name), book.status, new_book, outcome))
         writes += [self._mark(node, outcome, now) for node in snapshot.nodes]
         await asyncio.gather(*writes)
-        self._written = {uid: at for uid, at in self._written.items() if uid in statuses}
+        self._statuses.keep(statuses)
         self._metrics.show_leases(Counter(_state(one) for one in statuses.values()))
 
     async def _report_lease(self, lease: LeaseFacts, new: GpuLeaseStatus, outcome: Outcome, now: datetime) -> None:
         body = self.views.store.get(resources.GPU_LEASES, lease.key.namespace, lease.key.name)
         if body is None or body["metadata"]["uid"] != lease.uid:
             return
-        if body.get("status") != new.to_wire():
-            if not status.differs(lease.status, new, self._written.get(lease.uid), now):
-                return
-            if not await self._write(resources.GPU_LEASES, body, new.to_wire(), outcome):
-                return
-            self._written[lease.uid] = now
+        if self._statuses.is_said(lease.uid):
+            return
+        wire = new.to_wire()
+        if body.get("status") != wire and not (
+            self._statuses.is_due(lease, new, now) and await self._write(resources.GPU_LEASES, body, wire, outcome)
+        ):
+            return
+        self._statuses.stored(lease.uid, now)
         for note in transitions(lease.status, new):
             self.events.post(resources.GPU_LEASES, body, *note)
             self._metrics.count_transition(note)

@@ -74,6 +74,9 @@ class PodSpec(Wire, frozen=True):
     init_containers: tuple[Container, ...] = ()
     overhead: dict[str, str | int | float] = {}
     resource_claims: tuple[PodClaim, ...] = ()
+    resources: ResourceLists = ResourceLists()
+    """Pod-level resources: where set, they are what the scheduler counts."""
+    termination_grace_period_seconds: int = 30
 
 
 class PodStatus(Wire, frozen=True):

@@ -164,15 +164,14 @@ class Execute:
             case StopMiner():
                 await self._stop_miner(action)
             case DeleteClaimTemplate():
-                name = action.lease.key.name
-                await self._delete(resources.RESOURCE_CLAIM_TEMPLATES, action.lease.key.namespace, name, None)
+                key, uid = action.lease.key, action.lease.claim_template
+                await self._delete(resources.RESOURCE_CLAIM_TEMPLATES, key.namespace, key.name, uid)
             case DeleteJob():
                 await self._delete(resources.JOBS, action.lease.key.namespace, action.job, action.uid)
             case DeletePod():
                 await self._delete_pod(action)
             case CreateClaimTemplate():
-                body = manifests.claim_template(action.lease)
-                await self._create(resources.RESOURCE_CLAIM_TEMPLATES, body, action.lease.uid)
+                await self._create_claim_template(action.lease)
             case CreateJob():
                 await self._create_job(action)
             case StartMiner():
@@ -224,7 +223,12 @@ class Execute:
             except AlreadyExists:
                 copy = await self._client.get(resources.USAGE_RECORDS, record.name, self._settings.system_namespace)
             if copy["spec"] != body["spec"]:
-                raise NameTakenError(resources.USAGE_RECORDS, self._settings.system_namespace, record.name)
+                raise Rejected(
+                    409,
+                    "ArchiveDiffers",
+                    f"The archived copy {self._settings.system_namespace}/{record.name} differs from UsageRecord "
+                    f"{record.namespace}/{record.name}; the record is kept. Compare both and remove the wrong copy.",
+                )
             self._store.write_through(copy)
         held = self._store.get(resources.USAGE_RECORDS, record.namespace, record.name)
         await self._drop_finalizer(resources.USAGE_RECORDS, held, names.FINALIZER_LEDGER)
@@ -268,29 +272,32 @@ class Execute:
             await self._delete(resources.RESOURCE_CLAIMS, miner.namespace, miner.name, miner.claim_uid)
 
     async def _delete_pod(self, action: DeletePod) -> None:
-        pod, grace = action.pod, self._settings.drain_grace_seconds
+        pod, longest = action.pod, self._settings.drain_grace_seconds
+        grace = longest if pod.grace_seconds is None else min(pod.grace_seconds, longest)
         body = self._lease_body(action.lease)
         if await self._delete(resources.PODS, pod.namespace, pod.name, pod.uid, grace):
             self._notify(resources.GPU_LEASES, body, "Normal", "PodStopped", action.message)
 
-    async def _delete(
-        self, resource: Resource, namespace: str, name: str, uid: str | None, grace: int | None = None
-    ) -> bool:
+    async def _delete(self, resource: Resource, namespace: str, name: str, uid: str, grace: int | None = None) -> bool:
         """Delete once; the view will show it. True where this call was the one that did it."""
-        if not self._expected.begin("delete", resource, namespace, f"{name}/{uid}"):
+        if not self._expected.begin("delete", resource, namespace, name, uid):
             return False
         try:
             return await self._client.delete(resource, name, namespace, uid=uid, grace_seconds=grace)
         except KubeError:
-            self._expected.forget("delete", resource, namespace, f"{name}/{uid}")
+            self._expected.forget(resource, namespace, name)
             raise
 
     # --- starting
 
+    async def _create_claim_template(self, lease: LeaseFacts) -> None:
+        """With it the Service of a gang: where either name is taken, nothing has been promised yet."""
+        if lease.template is not None and lease.spec.pods > 1:
+            await self._create(resources.SERVICES, manifests.service(lease), lease.uid)
+        await self._create(resources.RESOURCE_CLAIM_TEMPLATES, manifests.claim_template(lease), lease.uid)
+
     async def _create_job(self, action: CreateJob) -> None:
         lease = action.lease
-        if lease.spec.pods > 1:
-            await self._create(resources.SERVICES, manifests.service(lease), lease.uid)
         await self._create(resources.JOBS, manifests.job(lease, action.attempt, action.nodes), lease.uid)
 
     async def _start_miner(self, action: StartMiner) -> None:
@@ -310,10 +317,10 @@ class Execute:
             await self._client.create(resource, body)
         except AlreadyExists:
             if not await self._is_ours(resource, namespace, name, holder):
-                self._expected.forget("create", resource, namespace, name)
+                self._expected.forget(resource, namespace, name)
                 raise NameTakenError(resource, namespace, name) from None
         except KubeError:
-            self._expected.forget("create", resource, namespace, name)
+            self._expected.forget(resource, namespace, name)
             raise
 
     async def _is_ours(self, resource: Resource, namespace: str, name: str, holder: str) -> bool:
@@ -321,7 +328,7 @@ class Execute:
         try:
             found = await self._client.get(resource, name, namespace)
         except NotFound as error:
-            self._expected.forget("create", resource, namespace, name)
+            self._expected.forget(resource, namespace, name)
             raise Conflict(error.status, error.reason, error.message) from error
         return bool((found["metadata"].get("labels") or {}).get(names.LABEL_HOLDER) == holder)
 

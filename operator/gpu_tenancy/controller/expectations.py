@@ -20,22 +20,21 @@ class Expectations:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._until: dict[tuple[str, Resource, str, str], float] = {}
+        self._last: dict[tuple[Resource, str, str], tuple[str, str, float]] = {}
+        """The last call on a name: verb, UID, and until when it is expected to show."""
         self._held_back: float | None = None
 
-    def begin(self, verb: str, resource: Resource, namespace: str, name: str) -> bool:
-        """Whether the call should be made now; if so, it is expected from now on."""
+    def begin(self, verb: str, resource: Resource, namespace: str, name: str, uid: str = "") -> bool:
+        """Whether the call should be made now; if so, it is expected from now on. A delete after a create of the same
+        name, or the other way round, is another call."""
         now = self._clock()
-        if len(self._until) > 1000:
-            self._until = {call: until for call, until in self._until.items() if until > now}
-        call = (verb, resource, namespace, name)
-        if (until := self._until.get(call, 0.0)) > now:
+        if len(self._last) > 1000:
+            self._last = {name_: call for name_, call in self._last.items() if call[2] > now}
+        known_verb, known_uid, until = self._last.get((resource, namespace, name), ("", "", 0.0))
+        if until > now and (known_verb, known_uid) == (verb, uid):
             self._held_back = min(until, self._held_back or until)
             return False
-        self._until[call] = now + PATIENCE_SECONDS
-        # What is deleted may be created again at once, and the other way round.
-        opposite = "create" if verb == "delete" else "delete"
-        self._until.pop((opposite, resource, namespace, name.partition("/")[0]), None)
+        self._last[resource, namespace, name] = (verb, uid, now + PATIENCE_SECONDS)
         return True
 
     def held_back(self) -> float | None:
@@ -44,6 +43,6 @@ class Expectations:
         until, self._held_back = self._held_back, None
         return None if until is None else max(0.0, until - self._clock())
 
-    def forget(self, verb: str, resource: Resource, namespace: str, name: str) -> None:
+    def forget(self, resource: Resource, namespace: str, name: str) -> None:
         """The call failed: it may be made again at once."""
-        self._until.pop((verb, resource, namespace, name), None)
+        self._last.pop((resource, namespace, name), None)

@@ -22,7 +22,7 @@ from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.controller import digests
-from gpu_tenancy.controller.views import TERMINAL, Views, heard_until
+from gpu_tenancy.controller.views import TERMINAL, Views, is_miners, is_owned
 from gpu_tenancy.core import amounts, podspec
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.podspec import Taint
@@ -135,10 +135,10 @@ class Gather:
         leases: dict[str, list[ClaimFacts]] = defaultdict(list)
         miners: dict[str, digests.Claim] = {}
         for key, claim in self._views.claims.items.items():
-            if names.LABEL_POOL in claim.metadata.labels:
+            if is_miners(claim.metadata):
                 miners[key] = claim
             else:
-                facts = _claim(claim)
+                facts = _claim(claim, self._views.pods.items)
                 leases[facts.holder].append(facts)
         return leases, miners
 
@@ -147,7 +147,7 @@ class Gather:
         found: dict[tuple[str, str], list[JobFacts]] = defaultdict(list)
         for job in self._views.jobs.items.values():
             labels = job.metadata.labels
-            if labels.get(names.LABEL_ATTEMPT, "").isdecimal():
+            if labels.get(names.LABEL_ATTEMPT, "").isdecimal() and is_owned(job.metadata):
                 found[job.metadata.namespace, labels.get(names.LABEL_HOLDER, "")].append(_job(job))
         return found
 
@@ -179,7 +179,7 @@ class Gather:
             finalized=names.FINALIZER_SETTLE in metadata.get("finalizers", ()),
             namespace_ends=self._ends(key.namespace),
             template=template,
-            claim_template=self._has_claim_template(key, uid),
+            claim_template=self._claim_template(key, uid),
             jobs=tuple(jobs.get((key.namespace, uid), ())),
             claims=tuple(claims.get(uid, ())),
             records=tuple(own),
@@ -209,9 +209,10 @@ class Gather:
             found.metadata.deletion_timestamp is not None or found.status.phase == "Terminating"
         )
 
-    def _has_claim_template(self, key: Key, uid: str) -> bool:
+    def _claim_template(self, key: Key, uid: str) -> str:
         found = self._views.claim_templates.items.get(str(key))
-        return found is not None and found.metadata.labels.get(names.LABEL_HOLDER) == uid
+        ours = found is not None and found.metadata.labels.get(names.LABEL_HOLDER) == uid
+        return found.metadata.uid if found is not None and ours else ""
 
     # --- pools, books, miners
 
@@ -238,7 +239,7 @@ class Gather:
         return BookFacts(metadata["name"], metadata["uid"], generation, spec, status or PriceBookStatus(), invalid)
 
     def _miners(self, claims: dict[str, digests.Claim]) -> tuple[MinerFacts, ...]:
-        pods = {key: pod for key, pod in self._views.pods.items.items() if names.LABEL_POOL in pod.metadata.labels}
+        pods = {key: pod for key, pod in self._views.pods.items.items() if is_miners(pod.metadata)}
         return tuple(_miner(pods.get(key), claims.get(key)) for key in sorted(pods.keys() | claims.keys()))
 
     # --- nodes
@@ -248,10 +249,6 @@ class Gather:
             found.spec.node_name: frozenset(device.name for device in found.spec.devices)
             for found in self._views.slices.items.values()
         }
-        until = {
-            beat.metadata.labels.get(names.LABEL_NODE, ""): heard_until(beat)
-            for beat in self._views.heartbeats.items.values()
-        }
         facts = []
         for body in self._views.store.all(resources.GPU_NODES):
             node = self._views.nodes.items.get(body["metadata"]["name"])
@@ -259,7 +256,9 @@ class Gather:
                 continue  # the Node was deleted: whatever was on it is lost
             name = node.metadata.name
             foreign = self._views.loads.foreign(name, leases)
-            facts.append(self._node(body, node, published.get(name, frozenset()), until.get(name), foreign))
+            facts.append(
+                self._node(body, node, published.get(name, frozenset()), self._views.pulse.until(name), foreign)
+            )
         return tuple(facts)
 
     def _node(
@@ -321,9 +320,11 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 def _done(body: Object) -> bool:
-    """A settled lease that nobody is deleting is history: it is not planned any more."""
+    """A settled lease that nobody deletes or edits is history: it is not planned any more."""
     metadata = body["metadata"]
     if "deletionTimestamp" in metadata or names.FINALIZER_SETTLE in metadata.get("finalizers", ()):
+        return False
+    if (body.get("status") or {}).get("observedGeneration") != metadata.get("generation"):
         return False
     conditions = (body.get("status") or {}).get("conditions") or ()
     return any(one["type"] == ConditionType.SETTLED and one["status"] == ConditionStatus.TRUE for one in conditions)
@@ -337,7 +338,7 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def _claim(claim: digests.Claim) -> ClaimFacts:
+def _claim(claim: digests.Claim, pods: Mapping[str, digests.Pod]) -> ClaimFacts:
     allocation = claim.status.allocation
     results = allocation.devices.results if allocation else ()
     holder = next(
@@ -349,15 +350,25 @@ def _claim(claim: digests.Claim) -> ClaimFacts:
         "",
     )
     namespace = claim.metadata.namespace
-    users = (PodRef(namespace, user.name, user.uid) for user in claim.status.reserved_for if user.resource == "pods")
+    users = (_user(namespace, user, pods) for user in claim.status.reserved_for if user.resource == "pods")
     return ClaimFacts(
         namespace,
         claim.metadata.name,
         claim.metadata.uid,
         holder,
         devices=tuple((one.pool, one.device) for one in results if one.driver == names.DRIVER),
-        users=tuple(users),
+        users=tuple(user for user in users if user is not None),
     )
+
+
+def _user(namespace: str, user: digests.Consumer, pods: Mapping[str, digests.Pod]) -> PodRef | None:
+    """A pod that uses a claim and is not going already."""
+    pod = pods.get(f"{namespace}/{user.name}")
+    if pod is None or pod.metadata.uid != user.uid:
+        return PodRef(namespace, user.name, user.uid)
+    if pod.metadata.deletion_timestamp is not None:
+        return None
+    return PodRef(namespace, user.name, user.uid, pod.spec.termination_grace_period_seconds)
 
 
 def _job(job: digests.Job) -> JobFacts:
@@ -390,6 +401,7 @@ def _miner(pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFacts:
         device=metadata.labels.get(names.LABEL_DEVICE, ""),
         pod_uid=pod.metadata.uid if pod else "",
         claim_uid=claim.metadata.uid if claim else "",
+        revision=metadata.labels.get(names.LABEL_REVISION, ""),
         running=phase == "Running" and not any(going),
         finished=phase in TERMINAL or _misallocated(claim),
         deleting=any(going),

@@ -16,6 +16,7 @@ from gpu_tenancy.api.claim import ClaimHolder
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core.devices import job_name, miner_name
+from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.snapshot import Key, LeaseFacts, PoolFacts, RecordFacts
 
 Manifest = dict[str, Any]
@@ -218,6 +219,7 @@ def _miner_meta(pool: PoolFacts, node: str, device: str) -> Manifest:
             names.LABEL_POOL: pool.key.name[:63].rstrip("-._"),
             names.LABEL_HOLDER: pool.uid,
             names.LABEL_DEVICE: device,
+            names.LABEL_REVISION: revision(pool.spec),
         },
         "annotations": {names.LABEL_NODE: node},
         "ownerReferences": [owner(HolderKind.MINING_POOL, pool.key.name, pool.uid)],

@@ -1,8 +1,8 @@
 """The API server's own opinion on a lease's template: a dry run of its Job, once per lease.
 
-The schema does not inline PodSpec; the one who knows what a valid pod is says so. What is wrong with a template stays
-wrong, since templates are immutable; what a quota or a policy forbids may be allowed later and is asked again.
-Holds verdicts in memory: a restart asks again.
+The schema does not inline PodSpec; the one who knows what a valid pod is says so. A refusal may be a policy's, a
+quota's or a webhook's, and be taken back: it is asked for again, ever more rarely. Asking goes on beside the cycle: a
+webhook that hangs delays the lease it hangs on and nobody else. Holds verdicts in memory: a restart asks again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from http import HTTPStatus
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from gpu_tenancy.controller import manifests
@@ -54,6 +53,7 @@ class Vetting:
         self._client = client
         self._clock = clock
         self._verdicts: dict[str, _Verdict] = {}
+        self._asking: set[str] = set()
         self._asked = asyncio.Semaphore(ASKED_AT_ONCE)
 
     @property
@@ -64,21 +64,29 @@ class Vetting:
     @property
     def again(self) -> float | None:
         """Seconds until some template is to be asked about again; None where none is."""
-        due = min((one.due for one in self._verdicts.values()), default=math.inf)
+        due = min((one.due for uid, one in self._verdicts.items() if uid not in self._asking), default=math.inf)
         return None if math.isinf(due) else max(0.0, due - self._clock())
 
-    async def check(self, leases: tuple[LeaseFacts, ...]) -> bool:
-        """Ask about every template that is due; True if a verdict is not what it was."""
+    def due(self, leases: Iterable[LeaseFacts]) -> list[LeaseFacts]:
+        """Leases whose template is to be asked about now; forgets the leases that are not among `leases` any more."""
         waiting = {lease.uid: lease for lease in leases if _unadmitted(lease)}
         for uid in self._verdicts.keys() - waiting.keys():
             del self._verdicts[uid]
         now = self._clock()
-        due = [lease for uid, lease in waiting.items() if uid not in self._verdicts or self._verdicts[uid].due <= now]
-        return any(await asyncio.gather(*(self._ask(lease) for lease in due)))
+        return [
+            lease
+            for uid, lease in waiting.items()
+            if uid not in self._asking and (uid not in self._verdicts or self._verdicts[uid].due <= now)
+        ]
 
-    async def _ask(self, lease: LeaseFacts) -> bool:
+    async def ask(self, lease: LeaseFacts) -> bool:
+        """Ask about one template; True if the verdict is not what it was."""
         former = self._verdicts.get(lease.uid)
-        new = self._verdicts[lease.uid] = await self._verdict(lease, former.pause if former else 0.0)
+        self._asking.add(lease.uid)
+        try:
+            new = self._verdicts[lease.uid] = await self._verdict(lease, former.pause if former else 0.0)
+        finally:
+            self._asking.discard(lease.uid)
         return new.sentence != (former.sentence if former else None)
 
     async def _verdict(self, lease: LeaseFacts, pause: float) -> _Verdict:
@@ -90,8 +98,6 @@ class Vetting:
                 await self._client.create(resources.JOBS, manifests.job(lease, 0, ()), dry_run=True)
         except Rejected as error:
             sentence = f"The API server refuses the Job of this template: {error.message}"
-            if error.status != HTTPStatus.FORBIDDEN:
-                return _Verdict(sentence)
             return _Verdict(sentence, self._clock() + pause, pause)
         except KubeError as error:
             _log.warning("Template of %s could not be checked: %s; it is tried again.", lease.key, error)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import msgspec
 
@@ -73,18 +74,74 @@ class NodeLoads:
             loads[key] = total
 
 
+def is_miners(metadata: digests.Meta) -> bool:
+    """Made by the operator for a pool. Anybody may set a label: the owner must be the pool that the label names."""
+    return names.LABEL_POOL in metadata.labels and is_owned(metadata)
+
+
+def is_owned(metadata: digests.Meta) -> bool:
+    """Its owner is the lease or pool whose UID its label carries."""
+    holder = metadata.labels.get(names.LABEL_HOLDER)
+    return any(owner.uid == holder for owner in metadata.owner_references)
+
+
 def _loads_node(pod: digests.Pod) -> bool:
     """Miners are not counted: they are planned, and yield."""
-    ours = names.LABEL_POOL in pod.metadata.labels
-    return bool(pod.spec.node_name) and pod.status.phase not in TERMINAL and not ours
+    return bool(pod.spec.node_name) and pod.status.phase not in TERMINAL and not is_miners(pod.metadata)
+
+
+def _wants_ours(claim: digests.Claim) -> bool:
+    """It names our driver or was given a device of it; whoever wrote it, with whatever labels."""
+    allocation = claim.status.allocation
+    given = allocation.devices.results if allocation else ()
+    asked = (config.opaque for config in claim.spec.devices.config if config.opaque)
+    drivers = [*(one.driver for one in asked), *(one.driver for one in given)]
+    return names.DRIVER in drivers
+
+
+class Pulse:
+    """Until when each agent counts as alive, on the operator's own clock.
+
+    A node's clock is not believed: a heartbeat counts from when it was seen to change, as in leader election of
+    Kubernetes' own components. One that is seen for the first time counts from when it says it was made.
+    """
+
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
+        self._until: dict[str, datetime] = {}
+
+    def until(self, node: str) -> datetime | None:
+        """Until when the agent of a node counts as alive; None where none was ever heard."""
+        return self._until.get(node)
+
+    def note(self, old: digests.Heartbeat | None, new: digests.Heartbeat | None) -> bool:
+        """Take a heartbeat in; whether an agent is back that had been given up."""
+        if new is None or new.spec.renew_time is None:
+            if old is not None:
+                self._until.pop(_node_of(old), None)
+            return False
+        now = self._clock()
+        seen = now if old is not None else min(now, new.spec.renew_time)
+        former = self._until.get(_node_of(new))
+        self._until[_node_of(new)] = seen + timedelta(seconds=min(new.spec.lease_duration_seconds, LONGEST_PATIENCE))
+        return former is None or former < now
+
+
+LONGEST_PATIENCE: Final = 3600
+"""Seconds that a heartbeat counts at most, whatever it says."""
+
+
+def _node_of(beat: digests.Heartbeat) -> str:
+    return beat.metadata.labels.get(names.LABEL_NODE, "")
 
 
 class Views:
     """Everything the operator sees."""
 
-    def __init__(self, client: KubeClient, on_change: Callable[[], None]) -> None:
+    def __init__(self, client: KubeClient, system_namespace: str, on_change: Callable[[], None]) -> None:
         self.store = ObjectStore(on_change=on_change)
         self.loads = NodeLoads()
+        self.pulse = Pulse()
         held = names.LABEL_HOLDER
         self.nodes = Reflector(client, resources.NODES, digests.Node, _by_name, on_change=on_change)
         self.pods = Reflector(
@@ -92,7 +149,7 @@ class Views:
         )
         self.jobs = Reflector(client, resources.JOBS, digests.Job, _by_key, label_selector=held, on_change=on_change)
         self.claims = Reflector(
-            client, resources.RESOURCE_CLAIMS, digests.Claim, _by_key, label_selector=held, on_change=on_change
+            client, resources.RESOURCE_CLAIMS, digests.Claim, _by_key, keep=_wants_ours, on_change=on_change
         )
         self.claim_templates = Reflector(
             client,
@@ -116,7 +173,8 @@ class Views:
             digests.Heartbeat,
             _by_key,
             label_selector=f"{names.LABEL_AGENT}=true",
-            on_item=lambda old, new: on_change() if _agent_is_back(old, new) else None,
+            keep=lambda beat: beat.metadata.namespace == system_namespace,
+            on_item=lambda old, new: on_change() if self.pulse.note(old, new) else None,
         )
         self.namespaces = Reflector(client, resources.NAMESPACES, digests.Namespace, _by_name, on_change=on_change)
 
@@ -148,15 +206,3 @@ _AnyReflector = (
     | Reflector[digests.ClaimTemplate] | Reflector[digests.Slice] | Reflector[digests.Heartbeat]
     | Reflector[digests.Namespace]
 )  # fmt: skip
-
-
-def heard_until(beat: digests.Heartbeat) -> datetime | None:
-    """Until when an agent's sign of life counts; None where it never gave one."""
-    spec = beat.spec
-    return spec.renew_time + timedelta(seconds=spec.lease_duration_seconds) if spec.renew_time else None
-
-
-def _agent_is_back(old: digests.Heartbeat | None, new: digests.Heartbeat | None) -> bool:
-    """A heartbeat changes a plan only where there was none for too long; for a missing one the plan wakes by itself."""
-    until, beat = (heard_until(old) if old else None), (new.spec.renew_time if new else None)
-    return beat is not None and (until is None or until < beat)

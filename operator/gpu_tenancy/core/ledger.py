@@ -48,11 +48,20 @@ def segment_start(
     slots: Iterable[tuple[NodeFacts, Slot]], ready_at: Iterable[datetime], lease: LeaseFacts, now: datetime
 ) -> datetime:
     """First billed second: the latest readyAt, not before the operator's decision, not after its first sight of the
-    devices, not inside an earlier segment; a started second is free."""
-    decided = max(slot.since for _, slot in slots)
+    devices; a started second is free. On devices that an earlier segment was billed for already (a suspension that was
+    taken back before they were) it is now: nobody knows since when they are used again."""
+    held = list(slots)
+    if any(held_by(record) == {(node.name, slot.device) for node, slot in held} for record in lease.records):
+        return ceil_second(now)
+    decided = max(slot.since for _, slot in held)
     start = ceil_second(min(max(decided, *ready_at), now))
     previous = lease.records[-1].spec.billable_to if lease.records else None
     return max(start, previous) if previous else start
+
+
+def held_by(record: RecordFacts) -> set[tuple[str, str]]:
+    """(node, device) pairs that a segment is billed for."""
+    return {(one.node, one.device) for one in record.spec.devices}
 
 
 def segment(lease: LeaseFacts, slots: list[tuple[NodeFacts, Slot]], start: datetime) -> UsageRecordSpec:
@@ -61,7 +70,7 @@ def segment(lease: LeaseFacts, slots: list[tuple[NodeFacts, Slot]], start: datet
     model = next((gpu.model for gpu in node.gpus if gpu.uuid == first.gpu), lease.spec.gpus.model or "")
     return UsageRecordSpec(
         contract=lease.status.contract or lease.uid,
-        segment=len(lease.records) + 1,
+        segment=lease.records[-1].spec.segment + 1 if lease.records else 1,
         lease_namespace=lease.key.namespace,
         lease_name=lease.key.name,
         tier=lease.spec.tier,

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from typing import Final
 
 from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import Slot
-from gpu_tenancy.api.pool import Devices
+from gpu_tenancy.api.pool import Devices, MiningPoolSpec
 from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.snapshot import PoolFacts
@@ -32,6 +33,12 @@ class Miner:
 
     pool: PoolFacts
     amount: Amount
+
+
+def revision(spec: MiningPoolSpec) -> str:
+    """Hash of what a miner's pod and claim are made from; where, when and how gently it runs and stops is not."""
+    parts = spec.model_dump_json(exclude={"devices", "priority", "node_selector", "suspend", "grace_seconds"})
+    return sha256(parts.encode()).hexdigest()[:10]
 
 
 def ranked(pools: Iterable[PoolFacts]) -> list[Miner]:

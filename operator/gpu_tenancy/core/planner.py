@@ -23,7 +23,7 @@ from gpu_tenancy.core.mining import Miner, miner_slots, ranked
 from gpu_tenancy.core.outlooks import outlook
 from gpu_tenancy.core.pricing import Pricing, pricing
 from gpu_tenancy.core.snapshot import LeaseFacts, Snapshot
-from gpu_tenancy.core.stock import Stock, take_stock
+from gpu_tenancy.core.stock import NODE_LOSS, Stock, take_stock
 from gpu_tenancy.core.world import Seat, World
 
 SECOND = timedelta(seconds=1)
@@ -187,6 +187,8 @@ def _next_wake(snapshot: Snapshot, outlooks: Iterable[Outlook], prices: Pricing,
     for one in outlooks:
         if one.expires_at is not None:
             instants += [one.expires_at, one.expires_at - parse_duration(one.lease.spec.term.notice)]
-    instants += [node.agent_until + SECOND for node in snapshot.nodes if node.agent_until]
+    for node in snapshot.nodes:
+        if node.agent_until:
+            instants += [node.agent_until + SECOND, node.agent_until + NODE_LOSS]
     instants += [failure.retry_at for failure in snapshot.failures.values()]
     return min((instant for instant in instants if instant is not None and instant > now), default=None)

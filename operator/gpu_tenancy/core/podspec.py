@@ -104,7 +104,7 @@ class PodNeeds:
 
 def _term_holds(term: Sequence[Expression], name: str, labels: Mapping[str, str]) -> bool:
     fields = {"metadata.name": name}
-    return all(one.matches(fields if one.key == "metadata.name" else labels) for one in term)
+    return bool(term) and all(one.matches(fields if one.key == "metadata.name" else labels) for one in term)
 
 
 def requests(spec: Mapping[str, Any]) -> Amount:
@@ -121,13 +121,18 @@ def requests(spec: Mapping[str, Any]) -> Amount:
             peak = peak.larger(sidecars)
         else:
             peak = peak.larger(sidecars + _container(one))
-    whole = (running + sidecars).larger(peak) + of_list(spec.get("overhead") or {})
+    whole = _container(spec, (running + sidecars).larger(peak)) + of_list(spec.get("overhead") or {})
     return Amount(whole.cpu_milli, whole.memory, 1)
 
 
-def _container(container: Mapping[str, Any]) -> Amount:
-    resources = container.get("resources") or {}
-    return of_list({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
+def _container(owner: Mapping[str, Any], default: Amount = NOTHING) -> Amount:
+    """Request of a container, or of a pod with resources of its own, which then count instead of its containers'."""
+    resources = owner.get("resources") or {}
+    wanted = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    own = of_list(wanted)
+    return Amount(
+        own.cpu_milli if "cpu" in wanted else default.cpu_milli, own.memory if "memory" in wanted else default.memory
+    )
 
 
 def needs(spec: Mapping[str, Any]) -> PodNeeds:

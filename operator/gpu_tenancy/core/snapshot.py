@@ -103,6 +103,8 @@ class PodRef(NamedTuple):
     namespace: str
     name: str
     uid: str
+    grace_seconds: int | None = None
+    """Its own terminationGracePeriodSeconds; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,8 @@ class LeaseFacts:
     namespace_ends: bool = False
     """Its namespace is being deleted: nothing can be created in it any more."""
     template: TemplateFacts | None = None
-    claim_template: bool = False
-    """Its ResourceClaimTemplate exists."""
+    claim_template: str = ""
+    """UID of its ResourceClaimTemplate; empty: there is none."""
     jobs: tuple[JobFacts, ...] = ()
     claims: tuple[ClaimFacts, ...] = ()
     records: tuple[RecordFacts, ...] = ()
@@ -189,6 +191,8 @@ class MinerFacts:
     """Empty: no pod."""
     claim_uid: str = ""
     """Empty: no claim."""
+    revision: str = ""
+    """Hash of what its pod was made from."""
     running: bool = False
     finished: bool = False
     """The pod has stopped for good (evicted, failed) and must be replaced."""

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
-from gpu_tenancy.api.base import HolderKind
+from gpu_tenancy.api.base import HolderKind, format_time
 from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
+from gpu_tenancy.core.ledger import held_by
 from gpu_tenancy.core.ordering import in_order
-from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts, Snapshot
+from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts, RecordFacts, Snapshot
 from gpu_tenancy.core.terms import Ending, Term, current_job, ending, is_over, term_of
+
+NODE_LOSS: Final = timedelta(minutes=5)
+"""A node that is not Ready and whose agent is silent for so long is taken for dead: its leases are billed up to the
+last sign of life and placed anew. As long as Kubernetes itself leaves pods on such a node by default."""
 
 Held = list[tuple[NodeFacts, Slot]]
 """Devices with their nodes."""
@@ -67,7 +73,14 @@ def take_stock(snapshot: Snapshot, now: datetime) -> list[Stock]:
                 seen[report.holder.uid][node.name, report.device] = (node, report)
     nothing: Held = []
     return [
-        _stock(lease, held.get(lease.uid, nothing), seen.get(lease.uid, {}), now) for lease in in_order(snapshot.leases)
+        _stock(
+            lease,
+            held.get(lease.uid, nothing),
+            seen.get(lease.uid, {}),
+            now,
+            failing=lease.uid in snapshot.failures,
+        )
+        for lease in in_order(snapshot.leases)
     ]
 
 
@@ -76,10 +89,11 @@ def unreachable(node: NodeFacts, now: datetime) -> str:
     return "" if node.ready and not node.agent_objection(now) else node.objection(now)
 
 
-def _stock(lease: LeaseFacts, held: Held, seen: Seen, now: datetime) -> Stock:
+def _stock(lease: LeaseFacts, held: Held, seen: Seen, now: datetime, *, failing: bool) -> Stock:
+    """`failing`: the API server refuses what the lease needs; if it is not billed yet, it gives its devices back."""
     term = Term(lease.status.accepted_duration) if lease.invalid else term_of(lease, now)
-    lost = _lost(lease, held, seen)
-    end = ending(lease, term, now, lost=lost)
+    lost, lost_at = _lost(lease, held, seen, now)
+    end = ending(lease, term, now, lost=lost, lost_at=lost_at)
     over = is_over(lease) or (end is not None and end.final)
     if lease.open_record is not None:
         # Billed seconds end on record before a device is taken away: the slots go in the cycle after that.
@@ -87,15 +101,31 @@ def _stock(lease: LeaseFacts, held: Held, seen: Seen, now: datetime) -> Stock:
     if _unbilled(lease, held, seen, over):
         return Stock(lease, term, end, held, seen, keeps=True, wants=False, over=over)
     active = not (over or lease.spec.suspend or lease.namespace_ends)
-    complete = active and len(held) == lease.devices and not _stale(lease, held, now)
+    usable = not (failing or _stale(lease, held, now))
+    complete = active and len(held) == lease.devices and usable
     return Stock(lease, term, end, held, seen, keeps=complete, wants=active and not complete, over=over)
 
 
-def _lost(lease: LeaseFacts, held: Held, seen: Seen) -> str:
-    """Which billed devices are no longer promised to the lease, or have broken, as a sentence."""
+def _lost(lease: LeaseFacts, held: Held, seen: Seen, now: datetime) -> tuple[str, datetime]:
+    """Which billed devices are no longer promised to the lease, have broken, or are on a dead machine, as a sentence;
+    and since when."""
     record = lease.open_record
     if record is None:
-        return ""
+        return "", now
+    for node, _ in held:
+        if died := died_at(node, now):
+            return f"Node {node.name} is not Ready and its agent has been silent since {format_time(died)}.", died
+    return _gone(record, held, seen), now
+
+
+def died_at(node: NodeFacts, now: datetime) -> datetime | None:
+    """When a machine was last heard of that neither kubelet nor agent has been heard from for NODE_LOSS; else None."""
+    until = node.agent_until
+    return until if until is not None and not node.ready and now - until >= NODE_LOSS else None
+
+
+def _gone(record: RecordFacts, held: Held, seen: Seen) -> str:
+    """Which devices of a segment are no longer promised to its lease, or have broken."""
     there = {(node.name, slot.device) for node, slot in held}
     gone = [device for device in record.spec.devices if (device.node, device.device) not in there]
     if gone:
@@ -126,7 +156,7 @@ def _unbilled(lease: LeaseFacts, held: Held, seen: Seen, over: bool) -> bool:
 def _on_record(lease: LeaseFacts, held: Held) -> bool:
     """A segment was opened for these very devices; their names tell attempts apart."""
     devices = {(node.name, slot.device) for node, slot in held}
-    return any(devices == {(one.node, one.device) for one in record.spec.devices} for record in lease.records)
+    return any(devices == held_by(record) for record in lease.records)
 
 
 def _stale(lease: LeaseFacts, held: Held, now: datetime) -> bool:

@@ -109,15 +109,20 @@ def _kept(lease: LeaseFacts, wanted: str, why: str) -> Term:
     return Term(kept, f"term.duration {wanted} was refused: {why}; {rest}. Delete the lease to end it now.")
 
 
-def ending(lease: LeaseFacts, term: Term, now: datetime, *, lost: str = "") -> Ending | None:
+def ending(
+    lease: LeaseFacts, term: Term, now: datetime, *, lost: str = "", lost_at: datetime | None = None
+) -> Ending | None:
     """The earliest fact that ends the lease or its running segment, or None while it goes on.
 
-    `lost` says why its devices are not there any more (node lost, slots removed), as a sentence.
+    `lost` says why its devices are not there any more (node lost, slots removed), as a sentence; `lost_at` since when.
     """
-    return min(_endings(lease, term, now, lost), key=lambda one: one.at, default=None)
+    facts = list(_endings(lease, term, now))
+    if lost:
+        facts.append(Ending(lost_at or now, Reason.NODE_LOST, lost))
+    return min(facts, key=lambda one: one.at, default=None)
 
 
-def _endings(lease: LeaseFacts, term: Term, now: datetime, lost: str) -> Iterator[Ending]:
+def _endings(lease: LeaseFacts, term: Term, now: datetime) -> Iterator[Ending]:
     """Every fact that ends it by now; of those with one time the first counts."""
     if lease.deleted_at is not None:
         yield Ending(min(lease.deleted_at, now), Reason.DELETED, "The lease was deleted.")
@@ -131,8 +136,6 @@ def _endings(lease: LeaseFacts, term: Term, now: datetime, lost: str) -> Iterato
         yield _completion(job, now)
     if lease.spec.suspend:
         yield Ending(now, Reason.SUSPENDED, "spec.suspend is true.")
-    if lost:
-        yield Ending(now, Reason.NODE_LOST, lost)
 
 
 def current_job(lease: LeaseFacts) -> JobFacts | None:

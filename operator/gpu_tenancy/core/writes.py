@@ -31,6 +31,7 @@ from gpu_tenancy.core.actions import (
     StartMiner,
     StopMiner,
 )
+from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.outlooks import unfinished
 from gpu_tenancy.core.snapshot import ClaimFacts, Snapshot
 from gpu_tenancy.core.stock import Stock, unreachable
@@ -101,8 +102,11 @@ def mining(slots: Slots) -> Mining:
 def miner_stops(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
     """Miners whose device is no longer their pool's, and those that have stopped for good and must be replaced."""
     grace = {pool.uid: pool.spec.grace_seconds for pool in snapshot.pools}
+    made_from = {pool.uid: revision(pool.spec) for pool in snapshot.pools if not pool.invalid}
     for miner in snapshot.miners:
-        if (miner.finished or (miner.node, miner.device) not in places) and not miner.deleting:
+        outdated = miner.pod_uid and miner.revision != made_from.get(miner.pool, miner.revision)
+        unwanted = (miner.node, miner.device) not in places
+        if (miner.finished or outdated or unwanted) and not miner.deleting:
             yield StopMiner(miner, grace.get(miner.pool, MINER_GRACE_SECONDS))
 
 
@@ -137,7 +141,9 @@ def objects(outlook: Outlook) -> Iterator[Action]:
         return
     if not lease.claim_template:
         yield CreateClaimTemplate(lease)
-    if lease.template is not None and not any(job.attempt == outlook.attempt for job in lease.jobs):
+    # Once a segment runs, a Job that is missing was deleted by its owner: it is not run a second time.
+    begun = lease.open_record is not None or outlook.opened is not None
+    if lease.template is not None and not begun and not any(job.attempt == outlook.attempt for job in lease.jobs):
         yield CreateJob(lease, outlook.attempt, outlook.nodes)
 
 

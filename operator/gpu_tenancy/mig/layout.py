@@ -7,7 +7,6 @@ when their memory slices do not overlap; the limit of 7 compute slices then hold
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations
 from typing import NamedTuple
 
 from gpu_tenancy.mig.profiles import Profile, of_model
@@ -62,12 +61,6 @@ def occupied_by(model: str, layout: frozenset[Placement]) -> int:
     for placement in layout:
         mask |= mask_of(model, placement)
     return mask
-
-
-def coexist(model: str, layout: frozenset[Placement]) -> bool:
-    """Whether no two placements of the set overlap."""
-    masks = [mask_of(model, placement) for placement in layout]
-    return not any(one & other for one, other in combinations(masks, 2))
 
 
 @cache

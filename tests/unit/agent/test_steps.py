@@ -444,4 +444,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = hypothesis_settings(stateful_step_count=50)
+TestAnyOrder.settings = hypothesis_settings(stateful_step_count=30)

@@ -24,7 +24,7 @@ class Seen:
     def __init__(self) -> None:
         self.wakes = 0
         """Cycles called for."""
-        self.views = Views(KubeClient.connect("/nowhere"), self._wake)
+        self.views = Views(KubeClient.connect("/nowhere"), "gpu-tenancy-system", self._wake)
         self.gather = Gather(self.views)
 
     def _wake(self) -> None:

@@ -420,9 +420,13 @@ def test_only_the_missing_half_of_a_miner_is_made() -> None:
 def test_a_gang_gets_its_service_before_its_job_and_a_single_pod_gets_none() -> None:
     gang, single = admitted(pods=2, template=CONTAINERS), admitted("single", template=CONTAINERS)
     bench = Bench(gang, single)
-    bench.run(CreateJob(gang, 1, ("n1",)))
-    bench.run(CreateJob(single, 1, ("n1",)))
-    assert bench.server.made() == ["create services/train", "create jobs/train-1", "create jobs/single-1"]
+    bench.run(CreateClaimTemplate(gang), CreateJob(gang, 1, ("n1",)))
+    bench.run(CreateClaimTemplate(single), CreateJob(single, 1, ("n1",)))
+    assert [call for call in bench.server.made() if "claimtemplates" not in call] == [
+        "create services/train",
+        "create jobs/train-1",
+        "create jobs/single-1",
+    ]
 
 
 # --- admitting and promising -------------------------------------------------------------------------------------

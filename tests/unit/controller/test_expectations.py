@@ -25,14 +25,14 @@ def test_other_calls_are_other_calls() -> None:
     assert expected.begin("create", PODS, "mining", "miner")
     assert expected.begin("create", RESOURCE_CLAIMS, "mining", "miner")
     assert expected.begin("create", PODS, "other", "miner")
-    assert expected.begin("delete", PODS, "mining", "miner/uid-1")
-    assert expected.begin("delete", PODS, "mining", "miner/uid-2")
+    assert expected.begin("delete", PODS, "mining", "miner", "uid-1")
+    assert expected.begin("delete", PODS, "mining", "miner", "uid-2")
 
 
 def test_a_call_that_failed_is_made_again_at_once() -> None:
     expected = Expectations(Clock())
     expected.begin("create", PODS, "mining", "miner")
-    expected.forget("create", PODS, "mining", "miner")
+    expected.forget(PODS, "mining", "miner")
     assert expected.begin("create", PODS, "mining", "miner")
 
 
@@ -49,8 +49,9 @@ def test_a_call_that_somebody_else_undid_is_made_again_after_a_while() -> None:
 def test_what_is_deleted_may_be_created_again_at_once() -> None:
     expected = Expectations(Clock())
     expected.begin("create", PODS, "mining", "miner")
-    expected.begin("delete", PODS, "mining", "miner/uid-1")
+    expected.begin("delete", PODS, "mining", "miner", "uid-1")
     assert expected.begin("create", PODS, "mining", "miner")
+    assert expected.begin("delete", PODS, "mining", "miner", "uid-2")
 
 
 def test_it_says_when_the_first_call_that_was_held_back_is_due_and_says_so_once() -> None:
@@ -73,5 +74,5 @@ def test_a_long_life_does_not_fill_the_memory() -> None:
     expected = Expectations(clock)
     for number in range(5000):
         clock.seconds += 1
-        assert expected.begin("delete", PODS, "mining", f"miner/{number}")
-    assert len(expected._until) <= 1001
+        assert expected.begin("delete", PODS, "mining", f"miner-{number}", "uid")
+    assert len(expected._last) <= 1001

@@ -33,7 +33,8 @@ def _record(name: str, namespace: str = "team-a", **spec: Any) -> Object:  # noq
 
 def _job(name: str, namespace: str = "team-a", *, holder: str = "uid-train", attempt: str = "1") -> Object:
     labels = {names.LABEL_HOLDER: holder, names.LABEL_ATTEMPT: attempt}
-    return {"metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", "labels": labels}}
+    metadata = {"name": name, "namespace": namespace, "uid": f"uid-{name}", "labels": labels}
+    return {"metadata": {**metadata, "ownerReferences": [{"kind": "GpuLease", "name": "train", "uid": holder}]}}
 
 
 def _node(name: str = "n1", cpu: str = "128") -> Object:
@@ -130,10 +131,15 @@ def test_a_status_that_cannot_be_read_is_made_anew() -> None:
 
 
 def test_a_settled_lease_is_history_until_it_is_deleted() -> None:
-    settled = {"conditions": [{"type": "Settled", "status": "True"}]}
+    settled = {"observedGeneration": 1, "conditions": [{"type": "Settled", "status": "True"}]}
+    edited = {**settled, "observedGeneration": 0}
     seen = Seen()
-    seen.own(_lease("old", status=settled), _lease("bound", status=settled, finalizers=[names.FINALIZER_SETTLE]))
-    assert [one.key.name for one in seen.snapshot().leases] == ["bound"]
+    seen.own(
+        _lease("old", status=settled),
+        _lease("bound", status=settled, finalizers=[names.FINALIZER_SETTLE]),
+        _lease("edited", status=edited),
+    )
+    assert [one.key.name for one in seen.snapshot().leases] == ["bound", "edited"]
 
 
 # --- records ----------------------------------------------------------------------------------------------------
@@ -270,7 +276,7 @@ def test_a_silent_agent_is_known_by_when_it_was_last_heard() -> None:
     seen.own(_gpu_node())
     seen.show(resources.NODES, _node())
     assert _the_node(seen).agent_until is None
-    metadata = {"name": "agent-n1", "namespace": "s", "labels": {names.LABEL_NODE: "n1"}}
+    metadata = {"name": "agent-n1", "namespace": "gpu-tenancy-system", "labels": {names.LABEL_NODE: "n1"}}
     spec = {"renewTime": "2026-03-01T12:00:00.000000Z", "leaseDurationSeconds": 40}
     seen.show(resources.COORDINATION_LEASES, {"metadata": metadata, "spec": spec})
     assert _the_node(seen).agent_until == datetime(2026, 3, 1, 12, 0, 40, tzinfo=UTC)
@@ -292,10 +298,20 @@ def test_pods_of_a_lease_are_planned_with_it_and_all_others_count_beside_it() ->
 
 def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() -> None:
     labels = {names.LABEL_POOL: "idle", names.LABEL_HOLDER: "uid-idle", names.LABEL_DEVICE: "gpu3-9f2c41"}
-    metadata = {"name": "miner", "namespace": "mining", "labels": labels, "annotations": {names.LABEL_NODE: "n1"}}
+    metadata = {
+        "name": "miner",
+        "namespace": "mining",
+        "labels": labels,
+        "annotations": {names.LABEL_NODE: "n1"},
+        "ownerReferences": [{"kind": "MiningPool", "name": "idle", "uid": "uid-idle"}],
+    }
     seen = Seen()
     seen.show(resources.PODS, {"metadata": {**metadata, "uid": "pod"}, "status": {"phase": "Running"}})
-    seen.show(resources.RESOURCE_CLAIMS, {"metadata": {**metadata, "uid": "claim"}})
+    config = [{"opaque": {"driver": names.DRIVER, "parameters": {"holder": "uid-idle"}}}]
+    seen.show(
+        resources.RESOURCE_CLAIMS,
+        {"metadata": {**metadata, "uid": "claim"}, "spec": {"devices": {"config": config}}},
+    )
     seen.show(resources.PODS, {"metadata": {**metadata, "namespace": "team-a", "uid": "fake"}})
     real, fake = seen.snapshot().miners
     assert (real.namespace, real.pod_uid, real.claim_uid, real.node, real.running) == (
@@ -331,3 +347,30 @@ def test_what_is_gone_is_not_remembered() -> None:
     seen.own(_lease(), event="DELETED")
     seen.snapshot()
     assert not seen.gather._memo._kept
+
+
+def test_a_heartbeat_that_somebody_else_wrote_is_not_believed() -> None:
+    seen = Seen()
+    seen.own(_gpu_node())
+    seen.show(resources.NODES, _node())
+    metadata = {"name": "agent-n1", "namespace": "team-a", "labels": {names.LABEL_NODE: "n1"}}
+    spec = {"renewTime": "9999-12-31T23:59:59.000000Z", "leaseDurationSeconds": 40}
+    seen.show(resources.COORDINATION_LEASES, {"metadata": metadata, "spec": spec})
+    assert _the_node(seen).agent_until is None
+
+
+def test_a_claim_for_a_leases_devices_counts_whoever_wrote_it_and_without_any_label() -> None:
+    seen = Seen()
+    seen.own(_lease())
+    config = [{"opaque": {"driver": names.DRIVER, "parameters": {"holder": "uid-train"}}}]
+    claim = {"metadata": {"name": "own", "namespace": "team-a", "uid": "c"}, "spec": {"devices": {"config": config}}}
+    foreign = {"metadata": {"name": "other", "namespace": "team-a", "uid": "d"}}
+    seen.show(resources.RESOURCE_CLAIMS, claim, foreign)
+    assert [one.name for one in _the_lease(seen).claims] == ["own"]
+
+
+def test_a_pod_that_only_says_that_it_is_a_miner_is_left_alone() -> None:
+    labels = {names.LABEL_POOL: "idle", names.LABEL_HOLDER: "uid-idle", names.LABEL_DEVICE: "gpu3-9f2c41"}
+    seen = Seen()
+    seen.show(resources.PODS, {"metadata": {"name": "fake", "namespace": "team-a", "uid": "p", "labels": labels}})
+    assert seen.snapshot().miners == ()

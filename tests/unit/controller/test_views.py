@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from datetime import UTC, datetime, timedelta
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_tenancy.api import names
 from gpu_tenancy.controller import digests
-from gpu_tenancy.controller.views import NodeLoads
+from gpu_tenancy.controller.views import LONGEST_PATIENCE, NodeLoads, Pulse
 from gpu_tenancy.core.amounts import NOTHING, Amount
 from gpu_tenancy.core.snapshot import Key
 from gpu_tenancy.kube.resources import COORDINATION_LEASES
@@ -22,7 +23,12 @@ PHASES = ("Pending", "Running", "Succeeded", "Failed")
 
 def _pod(node: str, template: str, phase: str, cpu: int, *, miner: bool = False) -> digests.Pod:
     return digests.Pod(
-        metadata=digests.Meta("p", namespace="team-a", labels={names.LABEL_POOL: "idle"} if miner else {}),
+        metadata=digests.Meta(
+            "p",
+            namespace="team-a",
+            labels={names.LABEL_POOL: "idle", names.LABEL_HOLDER: "uid-idle"} if miner else {},
+            owner_references=(digests.Owner("MiningPool", "idle", "uid-idle"),) if miner else (),
+        ),
         spec=digests.PodSpec(
             node_name=node,
             containers=(digests.Container(digests.ResourceLists(requests={"cpu": f"{cpu}m", "memory": f"{cpu}Mi"})),),
@@ -81,23 +87,41 @@ def _beat(renewed: str | None, seconds: int = 40) -> Object:
     return {"metadata": metadata, "spec": spec}
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "wakes"),
-    [
-        ("2026-03-01T12:00:00.000000Z", "2026-03-01T12:00:10.000000Z", 0),
-        ("2026-03-01T12:00:00.000000Z", "2026-03-01T12:00:40.000000Z", 0),
-        ("2026-03-01T12:00:00.000000Z", "2026-03-01T12:00:40.000001Z", 1),
-        (None, "2026-03-01T12:00:00.000000Z", 1),
-        ("2026-03-01T12:00:00.000000Z", None, 0),
-    ],
-    ids=["in-time", "just-in-time", "after-silence", "first-sign", "withdrawn"],
-)
-def test_a_heartbeat_calls_for_a_cycle_only_where_the_agent_was_silent(
-    first: str | None, second: str | None, wakes: int
-) -> None:
-    seen = Seen()
-    seen.show(COORDINATION_LEASES, _beat(first))
-    assert seen.show(COORDINATION_LEASES, _beat(second), event="MODIFIED") == wakes
+def _at(second: float) -> datetime:
+    return datetime(2026, 3, 1, 12, tzinfo=UTC) + timedelta(seconds=second)
+
+
+def _heartbeat(renewed: float | None, seconds: int = 40) -> digests.Heartbeat:
+    metadata = digests.Meta("agent-n1", namespace="gpu-tenancy-system", labels={names.LABEL_NODE: "n1"})
+    spec = digests.HeartbeatSpec(None if renewed is None else _at(renewed), seconds)
+    return digests.Heartbeat(metadata, spec)
+
+
+def test_an_agent_counts_as_alive_from_when_its_heartbeat_is_seen_to_change_whatever_its_clock_says() -> None:
+    now = [_at(0)]
+    pulse = Pulse(lambda: now[0])
+    slow, slower = _heartbeat(-3600), _heartbeat(-3590)
+    assert pulse.note(None, slow)
+    assert pulse.until("n1") == _at(-3560)
+    now[0] = _at(10)
+    assert pulse.note(slow, slower)
+    assert pulse.until("n1") == _at(50)
+    now[0] = _at(20)
+    assert not pulse.note(slower, _heartbeat(7200))
+    assert pulse.until("n1") == _at(60)
+
+
+def test_a_heartbeat_from_the_future_counts_no_longer_than_any_other() -> None:
+    pulse = Pulse(lambda: _at(0))
+    pulse.note(None, _heartbeat(7200, seconds=10**9))
+    assert pulse.until("n1") == _at(LONGEST_PATIENCE)
+
+
+def test_an_agent_whose_heartbeat_is_withdrawn_was_never_heard() -> None:
+    pulse = Pulse(lambda: _at(0))
+    pulse.note(None, _heartbeat(0))
+    pulse.note(_heartbeat(0), None)
+    assert pulse.until("n1") is None
 
 
 def test_an_agent_that_is_seen_for_the_first_time_calls_for_a_cycle_and_one_that_goes_does_not() -> None:

@@ -41,6 +41,7 @@ from gpu_tenancy.core.actions import (
 from gpu_tenancy.core.amounts import NOTHING, Amount
 from gpu_tenancy.core.devices import job_name, miner_name
 from gpu_tenancy.core.ledger import SliceState, slice_states
+from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.podspec import Taint
 from gpu_tenancy.core.pricing import pricing
@@ -115,6 +116,8 @@ class Pod:
     claim: Claim
     nodes: tuple[str, ...] = ()
     """Nodes that it may run on; none: any."""
+    revision: str = ""
+    """Of a miner: what it was made from."""
     stops_at: datetime | None = None
     """It was deleted and is gone by then."""
 
@@ -200,8 +203,8 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.leases: dict[str, LeaseFacts] = {}
         self.works: dict[str, timedelta | None] = {}
-        self.templates: set[str] = set()
-        """UIDs of the leases whose ResourceClaimTemplate exists."""
+        self.templates: dict[str, str] = {}
+        """UIDs of ResourceClaimTemplates by UID of their lease."""
         self.records: dict[str, RecordFacts] = {}
         self.archive: dict[str, RecordFacts] = {}
         self.jobs: dict[str, Job] = {}
@@ -296,7 +299,7 @@ class Cluster:
         """Delete a namespace: everything in it is deleted, nothing can be created in it."""
         self.ending.add(namespace)
         for uid in [uid for uid, lease in self.leases.items() if lease.key.namespace == namespace]:
-            self.templates.discard(uid)
+            self.templates.pop(uid, None)
             self.deployments = [one for one in self.deployments if one.lease != uid]
             for job in [job for job in self.jobs.values() if job.lease == uid]:
                 del self.jobs[job.facts.name]
@@ -349,7 +352,7 @@ class Cluster:
             lease,
             namespace_ends=lease.key.namespace in self.ending,
             template=template,
-            claim_template=uid in self.templates,
+            claim_template=self.templates.get(uid, ""),
             jobs=tuple(job.facts for job in self.jobs.values() if job.lease == uid),
             claims=tuple(
                 ClaimFacts(
@@ -548,7 +551,8 @@ class Cluster:
                     yield
                 if action.missing_pod:
                     claim = self.miner_claims[name]
-                    self.pods[name] = Pod(name, self._uid("pod"), action.pool.uid, claim, (action.node,))
+                    made_from = revision(action.pool.spec)
+                    self.pods[name] = Pod(name, self._uid("pod"), action.pool.uid, claim, (action.node,), made_from)
                     yield
             case StopMiner():
                 self.evicted.append(action.miner.name)
@@ -567,9 +571,9 @@ class Cluster:
         assert not (creates and action.lease.key.namespace in self.ending), "nothing can be created there"
         match action:
             case CreateClaimTemplate():
-                self.templates.add(uid)
+                self.templates[uid] = self._uid("template")
             case DeleteClaimTemplate():
-                self.templates.discard(uid)
+                self.templates.pop(uid, None)
             case CreateJob():
                 name = job_name(action.lease.key.name, action.attempt)
                 facts = JobFacts(name, self._uid("job"), action.attempt)
@@ -715,7 +719,7 @@ class Cluster:
     def _vanish(self, lease: str) -> None:
         """The object is gone and the garbage collector takes what it owned."""
         del self.leases[lease]
-        self.templates.discard(lease)
+        self.templates.pop(lease, None)
         for job in [job for job in self.jobs.values() if job.lease == lease]:
             del self.jobs[job.facts.name]
         self.deployments = [one for one in self.deployments if one.lease != lease]
@@ -747,6 +751,7 @@ class Cluster:
                 device=claim.only,
                 pod_uid=pod.uid if pod else "",
                 claim_uid=claim.uid,
+                revision=pod.revision if pod else "",
                 running=claim.prepared and pod is not None and pod.stops_at is None,
                 deleting=pod is not None and pod.stops_at is not None,
             )

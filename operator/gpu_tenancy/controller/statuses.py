@@ -1,0 +1,115 @@
+"""What status each lease has, and whether it is worth a write now. No I/O; what a status says is core.status' alone.
+
+Deriving a status costs more than noticing that nothing of it can have changed, so it is derived anew only where
+something may have. And a status that says what is over in a moment (a template being asked about, a device being made
+or taken away) waits for the one that follows it: the UsageRecord is the authority on seconds, not the status. What is
+remembered here saves work and writes; a process that restarts without it writes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from gpu_tenancy.api.base import ConditionStatus, parse_duration
+from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, LeaseCondition, Reason
+from gpu_tenancy.core import status
+from gpu_tenancy.core.actions import Outlook
+from gpu_tenancy.core.snapshot import Failure, LeaseFacts
+
+LINGER: Final = timedelta(seconds=1)
+"""How long a status that is about to change waits for the next one."""
+PASSING: Final = frozenset({Reason.CHECKING_TEMPLATE, Reason.PREPARING, Reason.DRAINING})
+"""Reasons of a lease on its way to being Ready, or away from it, that usually last for less than LINGER."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """A status and what it was derived from."""
+
+    outlook: Outlook
+    failure: Failure | None
+    status: GpuLeaseStatus
+    until: datetime
+    """From then on it may say something else though nothing happened."""
+    said: bool = False
+    """It is stored, or differs too little to be."""
+
+
+class Statuses:
+    """Statuses of leases, by UID."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+        self._written: dict[str, datetime] = {}
+        self._held: dict[str, datetime] = {}
+
+    @property
+    def wake(self) -> datetime | None:
+        """When the first status that was held back is due; None: none is."""
+        return min(self._held.values(), default=None)
+
+    def derive(self, outlook: Outlook, failure: Failure | None, now: datetime) -> GpuLeaseStatus:
+        """The status of a lease."""
+        uid = outlook.lease.uid
+        known = self._known.get(uid)
+        if known is None or now >= known.until or (known.outlook, known.failure) != (outlook, failure):
+            fresh = status.lease_status(outlook, failure, now)
+            known = self._known[uid] = _Known(outlook, failure, fresh, _lasts_until(outlook, now))
+        return known.status
+
+    def is_said(self, uid: str) -> bool:
+        """The status derived last needs no write any more."""
+        known = self._known.get(uid)
+        return known is not None and known.said
+
+    def is_due(self, lease: LeaseFacts, new: GpuLeaseStatus, now: datetime) -> bool:
+        """Whether to write a status that is not the stored one."""
+        uid = lease.uid
+        if not status.differs(lease.status, new, self._written.get(uid), now):
+            self._settle(uid)
+            return False
+        return not _is_passing(new) or now >= self._held.setdefault(uid, now + LINGER)
+
+    def stored(self, uid: str, now: datetime) -> None:
+        """The status derived last is what the API server has."""
+        self._written[uid] = now
+        self._settle(uid)
+
+    def keep(self, present: Container[str]) -> None:
+        """Forget all other leases."""
+        self._known = {uid: known for uid, known in self._known.items() if uid in present}
+        self._written = {uid: at for uid, at in self._written.items() if uid in present}
+        self._held = {uid: until for uid, until in self._held.items() if uid in present}
+
+    def _settle(self, uid: str) -> None:
+        self._held.pop(uid, None)
+        if known := self._known.get(uid):
+            known.said = True
+
+
+def _lasts_until(outlook: Outlook, now: datetime) -> datetime:
+    """Costs are brought up to date now and then, and notice is given without anything else happening."""
+    refresh = now + status.REFRESH
+    if outlook.expires_at is None:
+        return refresh
+    notice = outlook.expires_at - parse_duration(outlook.lease.spec.term.notice)
+    return min(refresh, notice) if notice > now else refresh
+
+
+def _is_passing(new: GpuLeaseStatus) -> bool:
+    """Usually over in less than LINGER. Never: that nothing moves, a failure, or a device that was lost."""
+    conditions = {one.type: one for one in new.conditions}
+    if _holds(conditions[ConditionType.READY]) or _holds(conditions[ConditionType.STALLED]):
+        return False
+    if new.ended is not None:
+        return not _holds(conditions[ConditionType.SETTLED])
+    reconciling = conditions[ConditionType.RECONCILING]
+    draining = _holds(reconciling) and reconciling.reason is Reason.DRAINING
+    return draining or conditions[ConditionType.READY].reason in PASSING
+
+
+def _holds(condition: LeaseCondition) -> bool:
+    return condition.status is ConditionStatus.TRUE
