@@ -18,6 +18,8 @@ OPERATOR: Final = "gpu-tenancy-operator"
 AGENT: Final = "gpu-tenancy-agent"
 """User-Agents of the two programs."""
 WRITES: Final = ("create", "update", "patch", "delete", "deletecollection")
+REFUSED: Final = 300
+"""Answers from here on mean that nothing was written."""
 POLICY: Final = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -32,11 +34,16 @@ class _Reference(msgspec.Struct, frozen=True, rename="camel"):
     api_group: str = ""
 
 
+class _Answer(msgspec.Struct, frozen=True):
+    code: int = 0
+
+
 class _Line(msgspec.Struct, frozen=True, rename="camel"):
     verb: str
     user_agent: str = ""
     request_uri: str = msgspec.field(name="requestURI", default="")
     object_ref: _Reference = _Reference()
+    response_status: _Answer = _Answer()
 
 
 _LINE: Final = msgspec.json.Decoder(_Line)
@@ -47,7 +54,7 @@ class Writes:
     """Writes of one program, refused ones included."""
 
     counted: Counter[str] = field(default_factory=Counter)
-    """By verb and resource: everything that a lease causes."""
+    """By verb and resource, refusals apart: everything that a lease causes."""
     events: int = 0
     """Kubernetes Events, which are for people and may be lost."""
     dry_runs: int = 0
@@ -100,4 +107,5 @@ def _count(found: Writes, line: _Line) -> None:
         found.heartbeats += 1
     else:
         resource = f"{what.resource}/{what.subresource}" if what.subresource else what.resource
-        found.counted[f"{line.verb} {resource}"] += 1
+        code = line.response_status.code
+        found.counted[f"{line.verb} {resource}" + (f" answered {code}" if code >= REFUSED else "")] += 1

@@ -171,7 +171,7 @@ class Term(ApiModel):
 _OPEN: Final[dict[str, JsonValue]] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 """An object whose fields are kept as given; only those that a rule needs are spelled out."""
 _CLAIMS: Final[dict[str, JsonValue]] = {"type": "array", "maxItems": 32, "items": _OPEN}
-_REFUSED: Final = (
+OPERATORS_FIELDS: Final = (
     ("nodeName", "the operator places the pods; leave it out"),
     ("schedulerName", "the pods need kube-scheduler, which knows their devices; leave it out"),
     ("priorityClassName", "the order of leases and miners is the operator's; leave it out"),
@@ -203,7 +203,7 @@ _POD_SPEC: Final[dict[str, JsonValue]] = {
         "initContainers": _containers("Init containers of each pod, as in a PodSpec.", 0),
         **{
             field: {**(_CLAIMS if field == "resourceClaims" else {"type": "string"}), "description": f"Refused: {why}."}
-            for field, why in _REFUSED
+            for field, why in OPERATORS_FIELDS
         },
     },
     **rules(
@@ -214,7 +214,7 @@ _POD_SPEC: Final[dict[str, JsonValue]] = {
                 field=f".{field}",
                 forbids=True,
             )
-            for field, why in _REFUSED
+            for field, why in OPERATORS_FIELDS
         )
     ),
 }

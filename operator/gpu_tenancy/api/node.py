@@ -195,6 +195,7 @@ KIND: Final = Kind(
     columns=(
         condition_column("Ready", "Ready", "status"),
         condition_column("State", "Ready"),
+        Column("Silent", '.status.conditions[?(@.type=="AgentSilent")].status'),
         Column("Model", ".status.gpus[0].model"),
         Column("Generation", ".metadata.generation", "integer", wide=True),
         Column("Observed", ".status.observedGeneration", "integer", wide=True),

@@ -66,7 +66,7 @@ class Cycle:
         self._gather = Gather(self.views)
         self._vetting = Vetting(client)
         self._asking: set[asyncio.Task[None]] = set()
-        self._execute = Execute(client, self.views.store, settings, self.events.post)
+        self._execute = Execute(client, self.views.store, settings, self.events.post, self._live)
         self._failures: dict[str, tuple[int, Failure]] = {}
         self._statuses = Statuses()
         self._beat = time.monotonic()
@@ -190,6 +190,9 @@ class Cycle:
             return 0.0
         return self._back_off()
 
+    def _live(self) -> None:
+        self._beat = time.monotonic()
+
     async def _vet(self, lease: LeaseFacts) -> None:
         """Ask the API server about a template beside the cycle."""
         if await self._vetting.ask(lease):
@@ -290,6 +293,7 @@ class Cycle:
             await asyncio.sleep(self._settings.resync_seconds)
             try:
                 await self.views.store.resync(self._client, everything=True)
+                self.dirty.set()  # running costs are due now and then though nothing happens
             except KubeError as error:
                 _log.warning("Listing anew failed: %s; it is tried again.", error)
 

@@ -45,6 +45,17 @@ class LeanMeta(Wire, frozen=True):
     deletion_timestamp: datetime | None = None
 
 
+class PodMeta(Wire, frozen=True):
+    """metadata of a pod; its annotations change for many reasons and decide nothing here."""
+
+    name: str
+    uid: str = ""
+    namespace: str = ""
+    labels: dict[str, str] = {}
+    deletion_timestamp: datetime | None = None
+    owner_references: tuple[Owner, ...] = ()
+
+
 class ResourceLists(Wire, frozen=True):
     """A container's resources."""
 
@@ -88,7 +99,7 @@ class PodStatus(Wire, frozen=True):
 class Pod(Wire, frozen=True):
     """A Pod."""
 
-    metadata: Meta
+    metadata: PodMeta
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 

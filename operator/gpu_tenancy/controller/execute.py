@@ -89,11 +89,20 @@ class Outcome:
 class Execute:
     """The operator's hands."""
 
-    def __init__(self, client: KubeClient, store: ObjectStore, settings: Settings, notify: Notify) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        store: ObjectStore,
+        settings: Settings,
+        notify: Notify,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`notify` records Events; `alive` is called between stages: a slow API server is no dead operator."""
         self._client = client
         self._store = store
         self._settings = settings
         self._notify = notify
+        self._alive = alive
         self._expected = Expectations()
         self._refusals: dict[str, tuple[int, datetime]] = {}
 
@@ -104,6 +113,7 @@ class Execute:
         for stage in STAGES:
             due = [action for action in waiting if isinstance(action, stage)]
             await asyncio.gather(*(self._attempt(action, statuses, outcome, now) for action in due))
+            self._alive()
         outcome.again = self._expected.held_back()
         return outcome
 

@@ -89,10 +89,10 @@ class Gather:
     def snapshot(self, now: datetime, verdicts: Mapping[str, str], failures: Mapping[str, Failure]) -> Snapshot:
         """Everything the plan may depend on. `verdicts`: of the API server on templates, by lease UID."""
         store = self._views.store
-        records = self._records()
         claims, miner_claims = self._claims()
         jobs = self._jobs()
         lease_bodies = [body for body in store.all(resources.GPU_LEASES) if not _done(body)]
+        records = self._records(frozenset(_contract(body) for body in lease_bodies))
         keys = frozenset(_key(body) for body in store.all(resources.GPU_LEASES))
         leases = tuple(self._lease(body, records, claims, jobs, verdicts) for body in lease_bodies)
         snapshot = Snapshot(
@@ -109,13 +109,16 @@ class Gather:
 
     # --- leases
 
-    def _records(self) -> dict[str, list[RecordFacts]]:
+    def _records(self, contracts: frozenset[str]) -> dict[str, list[RecordFacts]]:
         """Records by contract. Those of leases are taken out as leases are read; the rest are orphans.
 
-        A segment counts once, also while its archived copy exists beside it.
+        A segment counts once, also while its archived copy exists beside it. `contracts`: of the leases that are not
+        settled; closed records of all others are history and are not even parsed.
         """
         found: dict[str, dict[str, RecordFacts]] = defaultdict(dict)
         for body in self._views.store.all(resources.USAGE_RECORDS):
+            if _is_history(body, contracts):
+                continue
             namespace, name = _key(body)
             spec, _ = self._parse(UsageRecordSpec, body, "spec")
             if spec is None:
@@ -330,6 +333,18 @@ def _done(body: Object) -> bool:
     return any(one["type"] == ConditionType.SETTLED and one["status"] == ConditionStatus.TRUE for one in conditions)
 
 
+def _contract(body: Object) -> str:
+    return str((body.get("status") or {}).get("contract") or body["metadata"]["uid"])
+
+
+def _is_history(body: Object, contracts: frozenset[str]) -> bool:
+    """A closed record of a settled or vanished lease that nobody deletes."""
+    spec = body.get("spec") or {}
+    return (
+        "billableTo" in spec and "deletionTimestamp" not in body["metadata"] and spec.get("contract") not in contracts
+    )
+
+
 def _key(body: Object) -> Key:
     return Key(body["metadata"].get("namespace", ""), body["metadata"]["name"])
 
@@ -397,7 +412,7 @@ def _miner(pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFacts:
         name=metadata.name,
         namespace=metadata.namespace,
         pool=metadata.labels.get(names.LABEL_HOLDER, ""),
-        node=metadata.annotations.get(names.LABEL_NODE, ""),
+        node=claim.metadata.annotations.get(names.LABEL_NODE, "") if claim else pod.spec.node_name if pod else "",
         device=metadata.labels.get(names.LABEL_DEVICE, ""),
         pod_uid=pod.metadata.uid if pod else "",
         claim_uid=claim.metadata.uid if claim else "",

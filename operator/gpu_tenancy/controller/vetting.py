@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from gpu_tenancy.api.lease import OPERATORS_FIELDS
 from gpu_tenancy.controller import manifests
 from gpu_tenancy.core.snapshot import LeaseFacts
 from gpu_tenancy.kube import resources
@@ -22,13 +23,6 @@ from gpu_tenancy.kube.errors import KubeError, Rejected
 
 _log = logging.getLogger(__name__)
 
-FORBIDDEN: Final = {
-    "nodeName": "the operator chooses the node",
-    "schedulerName": "kube-scheduler binds the pods of a lease",
-    "resourceClaims": "the lease's own claim is added to the pods",
-    "priorityClassName": "leases are ordered by tier and age",
-}
-"""Fields of a template's pod spec that a lease decides itself."""
 ASKED_AT_ONCE: Final = 16
 FIRST_PAUSE: Final = 2.0
 LONGEST_PAUSE: Final = 300.0
@@ -108,9 +102,9 @@ class Vetting:
 def forbidden(template: Mapping[str, Any]) -> str:
     """Why a template may not be run, as a sentence, where it sets what the lease decides; else empty."""
     spec = template.get("spec") or {}
-    for field, why in FORBIDDEN.items():
+    for field, why in OPERATORS_FIELDS:
         if spec.get(field):
-            return f"spec.template.spec.{field} may not be set: {why}. Remove it."
+            return f"spec.template.spec.{field} may not be set: {why}."
     return ""
 
 

@@ -74,12 +74,12 @@ class NodeLoads:
             loads[key] = total
 
 
-def is_miners(metadata: digests.Meta) -> bool:
+def is_miners(metadata: digests.Meta | digests.PodMeta) -> bool:
     """Made by the operator for a pool. Anybody may set a label: the owner must be the pool that the label names."""
     return names.LABEL_POOL in metadata.labels and is_owned(metadata)
 
 
-def is_owned(metadata: digests.Meta) -> bool:
+def is_owned(metadata: digests.Meta | digests.PodMeta) -> bool:
     """Its owner is the lease or pool whose UID its label carries."""
     holder = metadata.labels.get(names.LABEL_HOLDER)
     return any(owner.uid == holder for owner in metadata.owner_references)

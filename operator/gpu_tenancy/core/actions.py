@@ -1,7 +1,6 @@
 """What a plan may do, as values. The executor turns each into API calls that are harmless when repeated.
 
-The order of the classes here is the order of execution: records and prices before promises, promises (GpuNode.spec)
-before anybody is stopped, stopping before starting.
+In order of execution: records; prices and claim templates; promises (GpuNode.spec); stopping; starting; letting go.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.pricing import Pricing
 from gpu_tenancy.core.snapshot import LeaseFacts
 from gpu_tenancy.core.world import Want, World
-from gpu_tenancy.mig.profiles import KNOWN_NAMES
+from gpu_tenancy.mig.profiles import FULL, KNOWN_NAMES, of_model
 
 DEFAULT_NEEDS: Final = PodNeeds(Amount(1000, 2**30, 1))
 """What a pod is planned with where the lease says nothing: 1 CPU, 1Gi (the defaults of podResources)."""
@@ -86,8 +86,12 @@ def readable(lease: LeaseFacts, _: Context) -> Refusal | None:
 
 
 def known_profile(lease: LeaseFacts, _: Context) -> Refusal | None:
-    """The profile is one that some supported model has."""
-    if lease.spec.gpus.profile in KNOWN_NAMES:
+    """The profile is one that the model has, or some supported model where none is named."""
+    model, profile = lease.spec.gpus.model, lease.spec.gpus.profile
+    if model is not None and profile != FULL and (shapes := of_model(model)) and profile not in shapes:
+        message = f'gpus.model {model} has no profile "{profile}"; it has {FULL}, {", ".join(shapes)}.'
+        return Refusal(Reason.IMPOSSIBLE, message, final=True)
+    if profile in KNOWN_NAMES:
         return None
     names = ", ".join(KNOWN_NAMES)
     message = f'gpus.profile "{lease.spec.gpus.profile}" is not known; choose one of {names}.'

@@ -246,7 +246,11 @@ def _settled(outlook: Outlook) -> Verdict:
         return FALSE, Reason.OPEN, ""
     segments = _segments(outlook)
     seconds = sum(spec.seconds or 0 for spec in segments)
-    return TRUE, Reason.SETTLED, f"{seconds} s in {len(segments)} segments are on record."
+    return (
+        TRUE,
+        Reason.SETTLED,
+        f"{seconds} s in {len(segments)} segment{'' if len(segments) == 1 else 's'} are on record.",
+    )
 
 
 # --- pools and price books ----------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) ->
     reason, message = _pool_state(outlook)
     trouble = pool.invalid or (failure.message if failure else "")
     verdicts = (
-        (PoolConditionType.READY, reason is PoolReason.MINING, reason, message),
+        (PoolConditionType.READY, reason in HEALTHY, reason, message),
         (
             PoolConditionType.STALLED,
             stalled,
@@ -286,6 +290,10 @@ def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) ->
             for kind, holds, why, text in verdicts
         ],
     )
+
+
+HEALTHY: Final = frozenset({PoolReason.MINING, PoolReason.NOTHING_IDLE})
+"""A pool whose GPUs are all rented is as it should be."""
 
 
 def _pool_state(outlook: PoolOutlook) -> tuple[PoolReason, str]:

@@ -150,7 +150,8 @@ def test_records_belong_to_their_lease_by_contract_and_come_by_segment() -> None
     seen.own(
         _lease(status=ADMITTED),
         *(_record(f"uid-train-{number}", segment=number, **CLOSED) for number in (10, 2, 1)),
-        _record("uid-gone-1", contract="uid-gone", **CLOSED),
+        _record("uid-gone-1", contract="uid-gone"),
+        _record("uid-past-1", contract="uid-past", **CLOSED),
     )
     snapshot = seen.snapshot()
     assert [one.spec.segment for one in snapshot.leases[0].records] == [1, 2, 10]

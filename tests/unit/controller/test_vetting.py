@@ -137,5 +137,5 @@ def test_verdicts_on_leases_that_are_gone_are_forgotten() -> None:
 def test_what_a_lease_decides_itself_is_refused_with_the_reason(field: str) -> None:
     sentence = forbidden({"spec": {field: "mine"}})
     assert sentence.startswith(f"spec.template.spec.{field} may not be set: ")
-    assert sentence.endswith(" Remove it.")
+    assert sentence.endswith("leave it out.")
     assert forbidden({"spec": {field: None}}) == ""

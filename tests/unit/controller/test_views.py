@@ -23,7 +23,7 @@ PHASES = ("Pending", "Running", "Succeeded", "Failed")
 
 def _pod(node: str, template: str, phase: str, cpu: int, *, miner: bool = False) -> digests.Pod:
     return digests.Pod(
-        metadata=digests.Meta(
+        metadata=digests.PodMeta(
             "p",
             namespace="team-a",
             labels={names.LABEL_POOL: "idle", names.LABEL_HOLDER: "uid-idle"} if miner else {},

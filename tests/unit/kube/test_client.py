@@ -1,3 +1,5 @@
+"""Requests: paths, bodies, retries and errors of the adapter, against a small server on the loopback."""
+
 from __future__ import annotations
 
 import asyncio

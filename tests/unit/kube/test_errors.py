@@ -1,3 +1,5 @@
+"""Every answer of the API server becomes the error that says what to do next."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Where each kind lives on the API server, and the paths that are refused before any request."""
+
 from __future__ import annotations
 
 import pytest

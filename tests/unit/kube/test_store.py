@@ -1,3 +1,5 @@
+"""The store of our own kinds ends in the server's state, whatever order events and lists come in."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Reflectors: bookmarks, 410, cut lines, huge lines, and no ghosts after a cut watch."""
+
 from __future__ import annotations
 
 import asyncio
