@@ -210,7 +210,7 @@ async def test_books_that_begin_at_the_same_instant_annul_each_other_and_the_old
 async def test_where_no_book_has_begun_nothing_is_leased_until_one_does(world: World) -> None:
     await world.create(price_book("later", effectiveFrom="2200-01-01T00:00:00Z"))
     refused = await _refused(world, "NoRate", gpus=WHOLE)
-    assert "There are PriceBooks, but none is in effect" in told(refused, "Ready")
+    assert "None of the PriceBooks is in effect" in told(refused, "Ready")
     await world.create(price_book("now"))
     ready = await world.ready("hopeless")
     assert ready["status"]["price"]["book"] == "now"
