@@ -37,7 +37,7 @@ class Meta(_Wire, frozen=True):
 
     name: str = ""
     namespace: str = ""
-    labels: dict[str, str] = {}
+    finalizers: tuple[str, ...] = ()
     resource_version: str = ""
 
 
@@ -111,8 +111,9 @@ async def told(api: Api, resource: Resource, view: type[V], version: str, **sele
     A watch that the API server cuts (it does so to readers that lag behind) is resumed where it stood. Raises ApiError
     where that place is gone.
     """
+    events: type[Event[V]] = Event[view]  # type: ignore[valid-type]
     while True:
-        async for event in api.watch(resource.path(), version, Event[view], **selectors):  # type: ignore[valid-type]
+        async for event in api.watch(resource.path(), version, events, **selectors):
             if event.type == "ERROR":
                 raise ApiError(410, "Expired", f"the watch of {resource.plural} lost its place")
             version = event.object.metadata.resource_version

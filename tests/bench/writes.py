@@ -109,7 +109,8 @@ async def _live(world: World, name: str, count: int) -> None:
 
 
 def _settled(one: fleet.Lease) -> str:
-    return one.metadata.name if one.is_true(ConditionType.SETTLED) else ""
+    """Settled and let go: whoever deletes it earlier makes the operator's last write conflict with the deletion."""
+    return one.metadata.name if one.is_true(ConditionType.SETTLED) and not one.metadata.finalizers else ""
 
 
 async def _quiet(log: AuditLog) -> None:

@@ -488,7 +488,7 @@ async def _tell(world: World, observed: Observed, console: Console) -> int:
     telling = Telling([title for title, _ in STEPS], console)
     story = Story(world, observed, telling)
     failure: Exception | None = None
-    with telling.drawn(story.scene):
+    async with telling.drawn(story.scene):
         try:
             await story.tell()
         except (NotSeenError, KubectlError, ApiError, aiohttp.ClientError) as error:

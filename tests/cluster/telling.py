@@ -3,9 +3,10 @@
 It shows what it is given and measures how long each step takes; it neither reads the cluster nor judges anything.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -32,15 +33,25 @@ class Telling:
         """Seconds since the story began."""
         return time.monotonic() - self._began
 
-    def drawn(self, scene: Callable[[], Scene]) -> AbstractContextManager[object]:
-        """While this context lasts the picture of the latest scene is on the terminal; elsewhere nothing is drawn."""
+    @asynccontextmanager
+    async def drawn(self, scene: Callable[[], Scene]) -> AsyncIterator[None]:
+        """While this context lasts the picture of the latest scene is on the terminal; elsewhere nothing is drawn.
+
+        Drawn between the event loop's other work, so that no scene is taken while what it shows is being changed.
+        """
         self._began = time.monotonic()
         if not self.live:
-            return nullcontext()
+            yield
+            return
         frame = _Frame(scene)
-        return Live(
-            get_renderable=lambda: frame, console=self.console, screen=True, refresh_per_second=FRAMES_PER_SECOND
-        )
+        with Live(get_renderable=lambda: frame, console=self.console, screen=True, auto_refresh=False) as live:
+            drawing = asyncio.create_task(_draw(live))
+            try:
+                yield
+            finally:
+                drawing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await drawing
 
     def say(self, text: str) -> None:
         """One line of the log, or the note below the present step."""
@@ -114,3 +125,9 @@ class _Frame:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield picture(self._scene(), options.max_width, options.height or console.height)
+
+
+async def _draw(live: Live) -> None:
+    while True:
+        live.refresh()
+        await asyncio.sleep(1 / FRAMES_PER_SECOND)

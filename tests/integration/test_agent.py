@@ -377,7 +377,7 @@ def test_a_kill_at_any_moment_changes_nothing_about_the_outcome(stage: Stage, mo
 
 
 def test_a_kill_at_a_sampled_moment_changes_nothing_about_the_outcome(stage: Stage, seed: int) -> None:
-    for moment in random.Random(seed).sample(MOMENTS, 2):  # noqa: S311  (a sample, no secret)
+    for moment in random.Random(seed).sample(MOMENTS, 2):
         kill_at(stage, moment)
 
 

@@ -7,6 +7,7 @@ test leaves it as it found it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Final
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.integration.looks import lease_where, slots_of, told
 SERVERS = (GpuServer("n1", gpus=2), GpuServer("n2", gpus=2))
 TAINT = {"key": "example.com/reserved", "value": "physics", "effect": "NoSchedule"}
 WHOLE = {"profile": "full"}
-ON_N2 = {"nodeSelector": {"kubernetes.io/hostname": "n2"}}
+ON_N2: Final[dict[str, Any]] = {"nodeSelector": {"kubernetes.io/hostname": "n2"}}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ async def _clear(world: World) -> None:
         await world.kubectl("delete", kind, "--all", "-n", "team-a")
 
 
-async def _refused(world: World, reason: str, **spec: object) -> Object:
+async def _refused(world: World, reason: str, **spec: Any) -> Object:  # noqa: ANN401  (handed on)
     """A lease that is refused for good; returns it."""
     await world.create(lease("hopeless", **spec))
     refused = await world.condition("hopeless", "Stalled", "True", reason)
@@ -132,8 +133,10 @@ async def test_a_gang_finds_no_second_place_on_a_tainted_node(world: World) -> N
 async def test_what_a_lease_decides_itself_may_not_be_in_its_template(
     world: World, field: str, value: object, why: str
 ) -> None:
+    pod = template()
+    pod["spec"][field] = value
     with pytest.raises(ApiError, match=f"spec.template.spec.{field} may not be set: {why}"):
-        await world.create(lease("odd", gpus=WHOLE, template=template(**{field: value})))
+        await world.create(lease("odd", gpus=WHOLE, template=pod))
 
 
 @story

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from typing import Any, Final
 
 import pytest
 
@@ -20,15 +21,37 @@ from gpu_tenancy.api import names
 from gpu_tenancy.kube import resources
 from tests.cluster.api import JSON_PATCH, MERGE, Object
 from tests.cluster.eventually import eventually
-from tests.cluster.world import CRDS, OPERATOR, GpuServer, World, condition_of, lease, pool, price_book, template
+from tests.cluster.world import (
+    CRDS,
+    OPERATOR,
+    GpuServer,
+    World,
+    agent_name,
+    condition_of,
+    lease,
+    pool,
+    price_book,
+    template,
+)
 from tests.integration.conftest import Living, mining_world, story
-from tests.integration.looks import DEPLOYMENTS, deployment, gone, lease_where, nothing_left, running, slots_of, told
+from tests.integration.looks import (
+    DEPLOYMENTS,
+    deployment,
+    gone,
+    lease_where,
+    nothing_left,
+    restart_apiserver,
+    running,
+    slots_of,
+    told,
+)
 
 SMALL = (GpuServer("n1", gpus=2), GpuServer("n2", gpus=2), GpuServer("n3", gpus=2))
 WHOLE = {"profile": "full"}
-MINERS = {"resources": {"cpu": "1", "memory": "1Gi"}}
+MINERS: Final[dict[str, Any]] = {"resources": {"cpu": "1", "memory": "1Gi"}}
 ARCHIVE = names.SYSTEM_NAMESPACE
-IMPATIENT = ("env", "GPU_TENANCY_RESYNC_SECONDS=5", sys.executable, "-m", "gpu_tenancy", "operator")
+OFTEN, NEVER = 5, 3600
+"""Seconds between two listings of everything: as often as can be set, and not within a test."""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +68,8 @@ def world(mining: Living) -> Iterator[Living]:
 async def _clear(world: World) -> None:
     await world.kubectl("delete", "jobs,deployments", "--all", "-n", "team-a", "--wait=false")
     await world.kubectl("delete", "gpul", "--all", "-n", "team-a")
+    if not await world.items(resources.MINING_POOLS):
+        await world.create(pool(**MINERS))
     await world.mining(16)
 
 
@@ -159,7 +184,7 @@ async def test_a_restarted_api_server_costs_no_lease_a_second_or_its_end(world: 
     await world.create(lease("patient", gpus={**WHOLE, "count": 2}, term={"duration": "6s", "notice": "1s"}))
     await world.api.create(DEPLOYMENTS, deployment("patient"))
     ready = await world.ready("patient")
-    await world.control_plane.restart_apiserver(pause_seconds=1)
+    await restart_apiserver(world, pause_seconds=1)
     ended = await world.settled("patient")
     assert ended["status"]["ended"]["reason"] == "Expired"
     [record] = await world.records("patient")
@@ -176,14 +201,22 @@ async def _blind(world: World) -> AsyncIterator[None]:
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
-        await world.control_plane.restart_apiserver()
+        await restart_apiserver(world)
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+async def _operator_that_lists_everything(world: World, seconds: int) -> None:
+    await world.kill_operator()
+    resync = f"GPU_TENANCY_RESYNC_SECONDS={seconds}"
+    await world.start_operator(("env", resync, sys.executable, "-m", "gpu_tenancy", "operator"))
+    await world.operator_ready()
 
 
 @story
 async def test_what_was_deleted_while_the_operator_saw_nothing_leaves_no_ghost(world: World) -> None:
     """Waiting leases have no finalizer, so they can vanish unseen; a new listing names only what is left."""
+    await _operator_that_lists_everything(world, NEVER)
     for name in ("first", "second", "third"):
         await world.create(lease(name, gpus={**WHOLE, "count": 7}, pods=2 if name == "first" else 1))
         await lease_where(world, name, "seen", lambda one: one["status"].get("conditions"))
@@ -196,12 +229,11 @@ async def test_what_was_deleted_while_the_operator_saw_nothing_leaves_no_ghost(w
     await world.ready("third")
 
 
+@pytest.mark.exhaustive
 @story
 async def test_even_the_last_object_of_a_kind_leaves_no_ghost(world: World) -> None:
     """A new listing of nothing is silence: only the slow listing of everything finds out."""
-    await world.kill_operator()
-    await world.start_operator(IMPATIENT)
-    await world.operator_ready()
+    await _operator_that_lists_everything(world, OFTEN)
     async with _blind(world):
         await world.kubectl("delete", "minepool", "miners", "-n", "mining")
     await eventually("the pool's devices to be given back", lambda: _no_slots(world))
@@ -387,6 +419,9 @@ def servers(fragile: Living) -> Iterator[Living]:
 
 
 async def _whole_again(world: World) -> None:
+    for server in SMALL:
+        if not world.control_plane.alive(agent_name(server.name)):
+            await world.start_agent(server)
     await world.kubectl("delete", "gpul", "--all", "-n", "team-a")
     await eventually("every device to be given back", lambda: _no_slots(world))
 
@@ -419,15 +454,15 @@ def _server(name: str) -> GpuServer:
 async def test_a_node_whose_agent_is_silent_is_not_planned_on_and_the_lease_that_needs_it_says_so(world: World) -> None:
     await world.kill_agent("n1")
     await _silent(world, "n1")
-    await world.create(lease("gang", gpus={**WHOLE, "count": 2}, pods=3))
-    waiting = await world.condition("gang", "Ready", "False", "Queued")
+    await world.create(lease("trio", gpus={**WHOLE, "count": 2}, pods=3))
+    waiting = await world.condition("trio", "Ready", "False", "Queued")
     assert "the agent on node n1 is silent: its heartbeat ran out at" in told(waiting, "Ready")
     await world.create(lease("small", gpus={**WHOLE, "count": 2}))
     small = await world.ready("small")
     assert "n1" not in small["status"]["nodes"]
     await world.delete(resources.GPU_LEASES, "small", "team-a")
     await world.start_agent(_server("n1"))
-    ready = await world.ready("gang")
+    ready = await world.ready("trio")
     assert ready["status"]["nodes"] == ["n1", "n2", "n3"]
     await _silent(world, "n1", silent=False)
 
@@ -437,6 +472,7 @@ async def test_a_lease_runs_on_while_its_agent_is_silent_and_its_message_says_so
     await world.create(lease("steady", gpus={**WHOLE, "count": 2}, template=template()))
     ready = await world.ready("steady")
     [node] = ready["status"]["nodes"]
+    await eventually("its pod", lambda: running(world, **{names.LABEL_LEASE: "steady"}))
     await world.kill_agent(node)
     running_on = await lease_where(
         world, "steady", "told", lambda one: f"the agent on node {node}" in told(one, "Ready")

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gpu_tenancy.agent.gpus import GpuFacts, Instance
-from gpu_tenancy.agent.situation import PreparedClaim, Situation, instance_of
+from gpu_tenancy.agent.situation import PreparedClaim, Situation
 from gpu_tenancy.api.names import DRIVER
 
 CDI_VERSION: Final = "0.6.0"
@@ -58,9 +57,8 @@ def _edits(situation: Situation, claim: PreparedClaim, requests: Sequence[str], 
 
 
 def _nodes(situation: Situation, device: str) -> tuple[str, ...]:
-    held = situation.held[device]
-    there: GpuFacts | Instance = instance_of(situation, held) or situation.gpus[held.slot.gpu]
-    return there.nodes
+    shape = situation.held[device].shape
+    return shape.nodes if shape else ()
 
 
 def write(folder: Path, uid: str, content: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final, ParamSpec, TypeVar
 
@@ -20,7 +20,7 @@ from gpu_tenancy.agent import checkpoint, heartbeat, home
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.clock import Clock, SystemClock
 from gpu_tenancy.agent.dra import Plugin, Registration, serving
-from gpu_tenancy.agent.gpus import GpuError, Gpus
+from gpu_tenancy.agent.gpus import GpuError, GpuFacts, Gpus
 from gpu_tenancy.agent.home import Home
 from gpu_tenancy.agent.lanes import Lanes
 from gpu_tenancy.agent.memory import Memory
@@ -115,7 +115,7 @@ class Agent:
         situation = checkpoint.situation_of(saved)
         if saved.boot_id != boot_id:
             situation = known.rebooted(situation)
-        situation = known.listed(situation, await self._gpus.list())
+        situation = known.listed(situation, await self._list(known.sound(situation)))
         return Memory(self._settings.checkpoint, boot_id, situation)
 
     async def _persist(self, call: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -158,13 +158,21 @@ class Agent:
         while True:
             await self._clock.sleep(self._settings.observe_seconds)
             try:
-                gpus = await self._gpus.list()
+                gpus = await self._list(known.sound(memory.situation))
             except GpuError as error:
                 _log.warning("The GPUs of node %s could not be listed: %s", self._node, error)
                 continue
             memory.learn(known.listed(memory.situation, gpus))
             for gpu in _partitioned(memory.situation):
                 tasks.create_task(lanes.look(gpu))
+
+    async def _list(self, sound: Collection[str]) -> Sequence[GpuFacts]:
+        """The GPUs; where one that was sound does not look so, a second look decides: a lease hangs on it."""
+        gpus = await self._gpus.list()
+        if set(sound) <= {gpu.uuid for gpu in gpus if gpu.healthy}:
+            return gpus
+        await self._clock.sleep(self._settings.confirm_seconds)
+        return await self._gpus.list()
 
     async def _first_look(self, memory: Memory, lanes: Lanes, tasks: asyncio.TaskGroup) -> None:
         """Learn which instances there are before anything is judged by it; a GPU that hangs is not waited for."""

@@ -13,7 +13,7 @@ from typing import Final, assert_never
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.clock import Clock
-from gpu_tenancy.agent.gpus import GpuError, Gpus, Instance, Process
+from gpu_tenancy.agent.gpus import GpuError, GpuFacts, Gpus, Instance, Process
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.agent.situation import claims_on
@@ -50,15 +50,24 @@ class Lanes:
             self._spawn(self._run(gpu))
 
     async def look(self, gpu: str) -> None:
-        """List the GPU's instances; where its lane is using it, what the lane finds is newer anyway."""
+        """List the GPU's instances; where its lane is using it, what the lane finds is newer anyway.
+
+        Where they are not known at all it looks again and again: nothing can be made or taken away until then.
+        """
         lock = self._lock(gpu)
         if lock.locked():
             return
-        async with lock:
-            try:
+        try:
+            async with lock:
                 await self._walk(gpu)
-            except GpuError as error:
-                _log.warning("The instances of %s could not be listed: %s", gpu, error)
+        except GpuError as error:
+            _log.warning("The instances of %s could not be listed: %s", gpu, error)
+            if gpu not in self._memory.situation.instances:
+                self._spawn(self._look_again(gpu))
+
+    async def _look_again(self, gpu: str) -> None:
+        await self._clock.sleep(self._settings.retry_seconds)
+        await self.look(gpu)
 
     def _next(self, gpu: str) -> Hardware | None:
         steps = (step for step in self._memory.steps if isinstance(step, Hardware))
@@ -128,10 +137,11 @@ class Lanes:
     async def _check_whole(self, slot: Slot) -> None:
         """A whole GPU is made by looking that nobody uses it, its own holder excepted."""
         found = await self._gpus.processes(slot.gpu)
+        gpu = self._memory.situation.gpus.get(slot.gpu)
         if found and not claims_on(self._memory.situation, slot.device):
             self._wait_for(slot.device, found)
-        else:
-            self._ready(slot, slot.gpu)
+        elif gpu is not None:
+            self._ready(slot, gpu)
 
     async def _create(self, slot: Slot) -> None:
         self._memory.update(lambda now: known.intended(now, slot))
@@ -153,12 +163,12 @@ class Lanes:
         there = known.instance_of(self._memory.situation, held)
         if there is None or not _is_usable(there):
             raise GpuError(f"the driver lists no usable {slot.profile} at memory slice {slot.start} of {slot.gpu}")
-        self._ready(slot, there.uuid)
+        self._ready(slot, there)
 
-    def _ready(self, slot: Slot, uuid: str) -> None:
+    def _ready(self, slot: Slot, thing: GpuFacts | Instance) -> None:
         now = self._clock.now()
         if slot.device in self._memory.situation.held:
-            self._memory.update(lambda here: known.made_ready(here, slot.device, uuid, now))
+            self._memory.update(lambda here: known.made_ready(here, slot.device, thing, now))
 
     async def _walk(self, gpu: str) -> None:
         instances = await self._gpus.instances(gpu)

@@ -20,13 +20,15 @@ from gpu_tenancy.agent.home import Home, Owner
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.agent.steps import slice_next
-from gpu_tenancy.api.node import GpuNodeStatus, SlotState
+from gpu_tenancy.api.node import GpuNodeStatus, NodeConditionType, SlotState
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import KubeError, NotFound
 from gpu_tenancy.kube.resources import GPU_NODES, RESOURCE_SLICES
 
 _log = logging.getLogger(__name__)
 
+FIELD_MANAGER: Final = "gpu-tenancy-agent"
+"""Owner of what the agent says in GpuNode.status: conditions of others stay as they are."""
 _LONGEST_PAUSE: Final = 10.0
 
 
@@ -148,8 +150,8 @@ class Outbox:
             self._lingers_until = None
         elif report.is_awaited(self._status, fresh) or self._is_late():
             self._lingers_until = None
-            patch = {"status": fresh.to_wire()}
-            await self._client.merge_patch(GPU_NODES, self.home.owner.name, patch, subresource="status")
+            body = {"metadata": {"name": self.home.owner.name}, "status": fresh.to_wire()}
+            await self._client.apply(GPU_NODES, body, field_manager=FIELD_MANAGER, subresource="status")
             self._status = fresh
             ready_at = {slot.device: slot.ready_at for slot in fresh.slots if slot.ready_at}
             self._memory.update(lambda here: known.stored(here, ready_at))
@@ -162,11 +164,13 @@ class Outbox:
 
 
 def _parse(status: object) -> GpuNodeStatus | None:
-    """The status as it stands on the API server; None where there is none, or one that an older agent wrote."""
+    """The agent's part of the status on the API server; None where there is none, or one of another version."""
     try:
-        return None if not status else GpuNodeStatus.model_validate(status)
+        whole = GpuNodeStatus.model_validate(status)
     except ValueError:
         return None
+    own = [condition for condition in whole.conditions if condition.type is NodeConditionType.READY]
+    return whole.model_copy(update={"conditions": own})
 
 
 def _names(there: Object | None) -> list[str]:

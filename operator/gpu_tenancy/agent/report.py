@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from gpu_tenancy.agent.gpus import GpuFacts, Instance
+from gpu_tenancy.agent.gpus import GpuFacts
 from gpu_tenancy.agent.home import Home, Owner
-from gpu_tenancy.agent.situation import Held, Situation, instance_of
+from gpu_tenancy.agent.situation import Held, Shape, Situation
 from gpu_tenancy.agent.steps import foreign, intrusion
 from gpu_tenancy.api.base import ConditionStatus, HolderKind
 from gpu_tenancy.api.names import ATTRIBUTE_HOLDER, DRIVER
@@ -100,7 +100,7 @@ def _ready(
     gpus: list[Gpu], slots: list[ObservedSlot], generation: int, before: GpuNodeStatus | None, now: datetime
 ) -> NodeCondition:
     truth, reason, message = _verdict(gpus, slots)
-    known = before.conditions[0] if before and before.conditions else None
+    known = next((one for one in (before or GpuNodeStatus()).conditions if one.type is NodeConditionType.READY), None)
     return NodeCondition(
         type=NodeConditionType.READY,
         status=truth,
@@ -171,12 +171,11 @@ def resource_slice(owner: Owner, devices: list[dict[str, Any]], generation: int)
 
 def slice_devices(situation: Situation, held: Iterable[Held]) -> list[dict[str, Any]]:
     """Devices of a ResourceSlice, in the given order."""
-    return [_device(situation.gpus[one.slot.gpu], one, instance_of(situation, one)) for one in held]
+    return [_device(situation.gpus[one.slot.gpu], one, one.shape) for one in held if one.shape is not None]
 
 
-def _device(gpu: GpuFacts, held: Held, instance: Instance | None) -> dict[str, Any]:
+def _device(gpu: GpuFacts, held: Held, shape: Shape) -> dict[str, Any]:
     slot = held.slot
-    shape: GpuFacts | Instance = gpu if instance is None else instance
     texts = {
         "uuid": held.uuid,
         "parentUuid": slot.gpu,

@@ -28,6 +28,8 @@ class AgentSettings(BaseModel):
     """How long a heartbeat is good for; after that the node is planned on no more."""
     observe_seconds: float = Field(default=30.0, gt=0)
     """Period in which GPUs and instances are looked at though nothing happened."""
+    confirm_seconds: float = Field(default=1.0, ge=0)
+    """After how long a GPU that looks faulty is looked at again before that is believed."""
     first_look_seconds: float = Field(default=10.0, gt=0)
     """How long the first look at the instances of all GPUs may take before those that answered are served."""
     node_seconds: float = Field(default=60.0, gt=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from gpu_tenancy.agent.gpus import GpuFacts, Instance
 from gpu_tenancy.api.base import ApiModel, MicroTime
@@ -23,6 +23,22 @@ WHOLE_GPU: Final = 0xFF
 """All eight memory slices."""
 
 
+class Shape(ApiModel):
+    """What a device is made of, as it was found when it became ready."""
+
+    memory_mib: int
+    """Its memory in MiB."""
+    multiprocessors: int
+    """Its streaming multiprocessors."""
+    nodes: tuple[str, ...] = ()
+    """Device nodes that a container needs to use it; empty where there are none to give."""
+
+    @classmethod
+    def of(cls, device: GpuFacts | Instance) -> Self:
+        """The shape of a whole GPU or of an instance."""
+        return cls(memory_mib=device.memory_mib, multiprocessors=device.multiprocessors, nodes=device.nodes)
+
+
 class Held(ApiModel):
     """A device that the agent has in hand: being made, serving or being taken away."""
 
@@ -32,6 +48,8 @@ class Held(ApiModel):
     """Preparing, Ready, Draining or Failed."""
     uuid: str = ""
     """UUID of the device itself, once it is made."""
+    shape: Shape | None = None
+    """What it is made of, once it is made."""
     ready_at: MicroTime | None = None
     """When it was ready; not None means that a pod may have had it since."""
     message: str = ""
@@ -141,6 +159,13 @@ def is_own(situation: Situation, instance: Instance) -> bool:
     return _placed(instance) in situation.made or _placed(instance, instance.uuid) in situation.made
 
 
+def sound(situation: Situation) -> frozenset[str]:
+    """UUIDs of the GPUs that were healthy when last seen; before the first look, of those with a device in use."""
+    if situation.gpus:
+        return frozenset(gpu.uuid for gpu in situation.gpus.values() if gpu.healthy)
+    return frozenset(held.slot.gpu for held in situation.held.values() if held.published)
+
+
 # ------------------------------------------------------------------------------------------------- what was learnt
 
 
@@ -206,14 +231,15 @@ def not_created(situation: Situation, slot: Slot) -> Situation:
     return replace(situation, made=situation.made - {_placed(slot)})
 
 
-def made_ready(situation: Situation, device: str, uuid: str, now: datetime) -> Situation:
-    """The device exists, verified, with this UUID."""
-    held = situation.held[device]
+def made_ready(situation: Situation, device: str, thing: GpuFacts | Instance, now: datetime) -> Situation:
+    """The device exists, verified, and this is it: the whole GPU or the instance."""
+    held, uuid = situation.held[device], thing.uuid
     slot = held.slot
     made = situation.made
     if slot.profile != FULL:
         made = _without_placement(made, slot) | {_placed(slot, uuid)}
-    ready = {"state": SlotState.READY, "uuid": uuid, "ready_at": now, "message": "", "stored": False}
+    ready = {"state": SlotState.READY, "uuid": uuid, "shape": Shape.of(thing), "ready_at": now, "message": ""}
+    ready["stored"] = False
     return _held(replace(situation, made=made), held.model_copy(update=ready))
 
 
@@ -322,7 +348,7 @@ def resumed(situation: Situation, in_slice: Iterable[str], in_status: Mapping[st
     there = set(in_slice)
     for device, held in situation.held.items():
         out = held.published or device in there
-        again = held.state is SlotState.READY and not out
+        again = held.state is SlotState.READY and (not out or held.shape is None)
         change = {
             "published": device in there,
             "stored": held.ready_at is not None and in_status.get(device) == held.ready_at,

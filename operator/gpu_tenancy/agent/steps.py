@@ -257,8 +257,8 @@ def _take_away(situation: Situation, held: Held) -> Iterator[Step]:
     instance = instance_of(situation, held)
     if device in situation.resting:
         yield Await(device, held.state, held.message)
-    elif _was_handed_out(held) and not _was_walked(situation, held.slot):
-        yield Await(device, held.state, "waits until the MIG instances of its GPU can be listed")
+    elif _was_handed_out(held) and not was_walked(situation, held.slot):
+        yield Await(device, held.state, UNWALKED)
     elif _was_handed_out(held) and _still_there(held, instance) and device not in situation.proven:
         yield Prove(device, held.slot.gpu, held.uuid)
     elif instance is not None:
@@ -276,8 +276,14 @@ def _still_there(held: Held, instance: Instance | None) -> bool:
     return held.slot.profile == FULL or instance is not None
 
 
-def _was_walked(situation: Situation, slot: Slot) -> bool:
-    """Whether it is known which MIG instances there are, where that matters."""
+UNWALKED: Final = "waits until the driver lists the MIG instances of its GPU; the agent's log says why it does not"
+
+
+def was_walked(situation: Situation, slot: Slot) -> bool:
+    """Whether it is known which MIG instances there are, where that matters.
+
+    Not to know is no fault: what serves goes on serving, but nothing is made or taken away by guessing.
+    """
     return slot.profile == FULL or slot.gpu in situation.instances
 
 
@@ -354,6 +360,8 @@ def _announce(situation: Situation, held: Held) -> Iterator[Step]:
 
 def _begin(situation: Situation, held: Held) -> Step:
     slot = held.slot
+    if not was_walked(situation, slot):
+        return Await(slot.device, SlotState.PREPARING, UNWALKED)
     blocked = making_blocked(situation, held)
     if blocked is not None:
         return Await(slot.device, SlotState.PREPARING, blocked)
@@ -364,8 +372,9 @@ def _begin(situation: Situation, held: Held) -> Step:
 
 
 def _exists(situation: Situation, held: Held) -> bool:
-    if held.slot.profile == FULL:
-        return held.slot.gpu in situation.gpus
+    """Whether what serves is there, as far as it is known."""
+    if held.slot.profile == FULL or not was_walked(situation, held.slot):
+        return True
     return instance_of(situation, held) is not None
 
 
@@ -415,8 +424,6 @@ def fault(situation: Situation, held: Held) -> str | None:
         return f"GPU {slot.gpu} is not on this node; it was taken out, or the slot is for another node"
     if not gpu.healthy:
         return f"GPU {gpu.index} is not healthy: {gpu.message}"
-    if not _was_walked(situation, slot):
-        return f"the MIG instances of GPU {gpu.index} cannot be listed; the agent's log says why, and it tries again"
     return _misfit(gpu, slot) or _intruder(situation, gpu, slot)
 
 

@@ -57,7 +57,7 @@ class Statuses:
         known = self._known.get(uid)
         if known is None or now >= known.until or (known.outlook, known.failure) != (outlook, failure):
             fresh = status.lease_status(outlook, failure, now)
-            known = self._known[uid] = _Known(outlook, failure, fresh, _lasts_until(outlook, now))
+            known = self._known[uid] = _Known(outlook, failure, fresh, self._lasts_until(outlook, now))
         return known.status
 
     def is_said(self, uid: str) -> bool:
@@ -84,19 +84,17 @@ class Statuses:
         self._written = {uid: at for uid, at in self._written.items() if uid in present}
         self._held = {uid: until for uid, until in self._held.items() if uid in present}
 
+    def _lasts_until(self, outlook: Outlook, now: datetime) -> datetime:
+        """Costs are brought up to date now and then, and notice is given without anything else happening."""
+        changes = [now + status.REFRESH, self._written.get(outlook.lease.uid, now) + status.REFRESH]
+        if outlook.expires_at is not None:
+            changes.append(outlook.expires_at - parse_duration(outlook.lease.spec.term.notice))
+        return min(change for change in changes if change > now)
+
     def _settle(self, uid: str) -> None:
         self._held.pop(uid, None)
         if known := self._known.get(uid):
             known.said = True
-
-
-def _lasts_until(outlook: Outlook, now: datetime) -> datetime:
-    """Costs are brought up to date now and then, and notice is given without anything else happening."""
-    refresh = now + status.REFRESH
-    if outlook.expires_at is None:
-        return refresh
-    notice = outlook.expires_at - parse_duration(outlook.lease.spec.term.notice)
-    return min(refresh, notice) if notice > now else refresh
 
 
 def _is_passing(new: GpuLeaseStatus) -> bool:

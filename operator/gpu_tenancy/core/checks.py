@@ -30,11 +30,10 @@ class Context:
 
     world: World
     pricing: Pricing
-    impossible: dict[Want, Refusal | None] = field(default_factory=dict)
-    """Leases that want the same are answered once per plan."""
     full: dict[Want, str] = field(default_factory=dict)
     """What found no room, and why."""
     _wants: dict[str, list[Want]] = field(default_factory=dict)
+    _impossible: dict[Want, Refusal | None] = field(default_factory=dict)
 
     def wants(self, lease: LeaseFacts) -> list[Want]:
         """What the lease asks for, once for each model on which it may be placed."""
@@ -42,6 +41,12 @@ class Context:
         if wants is None:
             wants = self._wants[lease.uid] = [want_of(lease, model) for model in _models(lease, self)]
         return wants
+
+    def impossible(self, want: Want) -> Refusal | None:
+        """Why no empty cluster could hold it; asked once per plan of what leases have in common."""
+        if want not in self._impossible:
+            self._impossible[want] = room.impossible(want, self.world)
+        return self._impossible[want]
 
 
 Check = Callable[[LeaseFacts, Context], Refusal | None]
@@ -138,9 +143,8 @@ def possible(lease: LeaseFacts, context: Context) -> Refusal | None:
     """The cluster could hold the lease if it were empty."""
     answers = []
     for want in context.wants(lease) or [want_of(lease, lease.spec.gpus.model or "")]:
-        if want not in context.impossible:
-            context.impossible[want] = room.impossible(want, context.world)
-        if (answer := context.impossible[want]) is None:
+        answer = context.impossible(want)
+        if answer is None:
             return None
         answers.append(answer)
     return answers[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha256
 
 from gpu_tenancy.mig.profiles import FULL
@@ -13,16 +14,17 @@ def device_name(index: int, profile: str, start: int, holder_uid: str, attempt: 
     A new holder, or a new attempt of the same one, is a new name: an allocation of the former holder can then never be
     mistaken for, nor block, the new one.
     """
-    tag = sha256(f"{holder_uid}/{attempt}".encode()).hexdigest()[:6]
+    tag = _tag(f"{holder_uid}/{attempt}")
     if profile == FULL:
         return f"gpu{index}-{tag}"
     return f"gpu{index}-{profile.replace('.', '')}-{start}-{tag}"
 
 
 def miner_name(node: str, device: str) -> str:
-    """Name of the pod and the claim of the miner on a device; unique in the cluster, at most 63 characters."""
-    tag = sha256(f"{node}/{device}".encode()).hexdigest()[:6]
-    return f"miner-{node[:20].rstrip('.-')}-{device[:24].rstrip('-')}-{tag}"
+    """Name of the pod and the claim of the miner on a device; unique in the cluster, and a DNS label (a pod's name is
+    its host name)."""
+    tag = _tag(f"{node}/{device}")
+    return f"miner-{node[:20].replace('.', '-').rstrip('-')}-{device[:24].rstrip('-')}-{tag}"
 
 
 def job_name(lease: str, attempt: int) -> str:
@@ -30,5 +32,10 @@ def job_name(lease: str, attempt: int) -> str:
     suffix = f"-{attempt}"
     if len(lease) + len(suffix) <= 57:
         return lease + suffix
-    tag = sha256(lease.encode()).hexdigest()[:6]
+    tag = _tag(lease)
     return f"{lease[: 50 - len(suffix)].rstrip('.-')}-{tag}{suffix}"
+
+
+@lru_cache(maxsize=16384)
+def _tag(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:6]

@@ -89,23 +89,23 @@ def segment_end(record: RecordFacts, at: datetime) -> tuple[datetime, int]:
 
 
 def amount(price: Price, devices: int, seconds: int) -> Decimal:
-    """Exact price of `devices` for `seconds`, unrounded."""
+    """Price of `devices` for `seconds`, to 28 digits; divided last, so that hours are exact."""
     return Decimal(price.per_hour) * devices * seconds / SECONDS_PER_HOUR
 
 
 def running_cost(specs: Iterable[UsageRecordSpec], now: datetime) -> Cost | None:
-    """What the segments cost up to now, rounded once; None where nothing is priced."""
-    total, seconds, currency = Decimal(0), 0, None
+    """What the segments cost up to now; None where nothing is priced. Summed exactly, divided and rounded once."""
+    price_seconds, seconds, currency = Decimal(0), 0, None
     for spec in specs:
         if spec.price is None:
             continue
         run = spec.seconds if spec.seconds is not None else seconds_between(spec.billable_from, now)
-        total += amount(spec.price, len(spec.devices), run)
+        price_seconds += Decimal(spec.price.per_hour) * len(spec.devices) * run
         seconds += run
         currency = spec.price.currency
     if currency is None:
         return None
-    shown = total.quantize(CENT, ROUND_HALF_EVEN)
+    shown = (price_seconds / SECONDS_PER_HOUR).quantize(CENT, ROUND_HALF_EVEN)
     return Cost(amount=f"{shown:f}", currency=currency, seconds=seconds, as_of=floor_second(now))
 
 

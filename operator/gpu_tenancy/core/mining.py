@@ -33,6 +33,7 @@ class Miner:
 
     pool: PoolFacts
     amount: Amount
+    holder: Holder
 
 
 def revision(spec: MiningPoolSpec) -> str:
@@ -45,7 +46,7 @@ def ranked(pools: Iterable[PoolFacts]) -> list[Miner]:
     """Pools that may mine at all, best first: highest priority, then oldest."""
     active = [pool for pool in pools if pool.active]
     active.sort(key=lambda pool: (-pool.spec.priority, pool.created, pool.key))
-    return [Miner(pool, _amount(pool)) for pool in active]
+    return [Miner(pool, _amount(pool), _holder(pool)) for pool in active]
 
 
 def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[Slot]:
@@ -76,10 +77,12 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
 
 def _keeper(slot: Slot, usable: Sequence[Miner], *, challenged: bool) -> Miner | None:
     """Whose slot it is, if it may stay: on a node that is planned on, no pool of a higher priority may want it."""
-    keeper = next((miner for miner in usable if miner.pool.uid == slot.holder.uid), None)
-    if keeper and challenged and keeper.pool.spec.priority < usable[0].pool.spec.priority:
-        return None
-    return keeper
+    uid = slot.holder.uid
+    for miner in usable:
+        if miner.pool.uid == uid:
+            outranked = miner.pool.spec.priority < usable[0].pool.spec.priority
+            return None if challenged and outranked else miner
+    return None
 
 
 def _fill(
@@ -96,7 +99,7 @@ def _fill(
                 free -= miner.amount
                 slot = current.get((book.gpu.uuid, placement))
                 stays = slot is not None and slot.holder.uid == miner.pool.uid
-                yield slot if slot is not None and stays else _slot(miner.pool, book, placement, now)
+                yield slot if slot is not None and stays else _slot(miner, book, placement, now)
                 break
 
 
@@ -132,12 +135,16 @@ def _amount(pool: PoolFacts) -> Amount:
     return Amount(cpu_milli(pool.spec.resources.cpu), memory_bytes(pool.spec.resources.memory), 1)
 
 
-def _slot(pool: PoolFacts, book: GpuBook, placement: Placement, now: datetime) -> Slot:
+def _holder(pool: PoolFacts) -> Holder:
+    return Holder(kind=HolderKind.MINING_POOL, namespace=pool.key.namespace, name=pool.key.name, uid=pool.uid)
+
+
+def _slot(miner: Miner, book: GpuBook, placement: Placement, now: datetime) -> Slot:
     return Slot(
-        device=device_name(book.gpu.index, placement.profile, placement.start, pool.uid, 1),
+        device=device_name(book.gpu.index, placement.profile, placement.start, miner.pool.uid, 1),
         gpu=book.gpu.uuid,
         profile=placement.profile,
         start=placement.start,
-        holder=Holder(kind=HolderKind.MINING_POOL, namespace=pool.key.namespace, name=pool.key.name, uid=pool.uid),
+        holder=miner.holder,
         since=now,
     )

@@ -20,19 +20,21 @@ from gpu_tenancy.core.terms import Ending, billed_seconds, current_job, expiry
 def outlook(stock: Stock, now: datetime) -> Outlook:
     """What becomes of a lease that keeps its devices or has no claim to any."""
     lease = stock.lease
+    holds = stock.keeps or lease.open_record is not None
     base = Outlook(
         lease,
         stock.term.duration,
+        expires_at=expiry(lease, stock.term) if stock.ending is None else None,
         extension_refusal=stock.term.refusal,
         attempt=lease.status.attempt,
         price=lease.status.price,
+        nodes=_names(stock.held) if holds else (),
         ready_devices=len(stock.held) - len(stock.pending),
         over=stock.over,
         lost=stock.lost,
+        silent=_silent(stock.held, now) if holds else "",
     )
-    if stock.keeps or lease.open_record is not None:
-        return _holding(base, stock, now)
-    return _leaving(base, stock, now)
+    return _holding(base, stock, now) if holds else _leaving(base, stock, now)
 
 
 def unfinished(job: JobFacts) -> bool:
@@ -43,10 +45,9 @@ def unfinished(job: JobFacts) -> bool:
 def _holding(base: Outlook, stock: Stock, now: datetime) -> Outlook:
     """A lease that holds devices: its segment opens, goes on or closes."""
     lease, end = stock.lease, stock.ending
-    base = replace(base, nodes=_names(stock.held), silent=_silent(stock.held, now))
     if record := lease.open_record:
         if end is None:
-            return replace(base, expires_at=expiry(lease, stock.term))
+            return base
         return replace(base, closed=_close(record, lease.uid, end), end_message=end.message)
     if waiting := _waiting(stock):
         return replace(base, waiting=waiting, waiting_reason=_waiting_reason(stock))

@@ -95,8 +95,11 @@ def _stock(lease: LeaseFacts, held: Held, seen: Seen, now: datetime, *, failing:
     lost, lost_at = _lost(lease, held, seen, now)
     end = ending(lease, term, now, lost=lost, lost_at=lost_at)
     over = is_over(lease) or (end is not None and end.final)
-    if lease.open_record is not None:
-        # Billed seconds end on record before a device is taken away: the slots go in the cycle after that.
+    if (record := lease.open_record) is not None:
+        # Billed seconds end on record before a device is taken away: the slots go in the cycle after that. A slot that
+        # nobody is billed for is not the lease's, whoever wrote it.
+        billed = held_by(record)
+        held = [(node, slot) for node, slot in held if (node.name, slot.device) in billed]
         return Stock(lease, term, end, held, seen, keeps=not lost, wants=False, over=over, lost=lost)
     if _unbilled(lease, held, seen, over):
         return Stock(lease, term, end, held, seen, keeps=True, wants=False, over=over)

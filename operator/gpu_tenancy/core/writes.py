@@ -104,9 +104,9 @@ def miner_stops(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
     grace = {pool.uid: pool.spec.grace_seconds for pool in snapshot.pools}
     made_from = {pool.uid: revision(pool.spec) for pool in snapshot.pools if not pool.invalid}
     for miner in snapshot.miners:
+        unwanted = miner.finished or (miner.node, miner.device) not in places
         outdated = miner.pod_uid and miner.revision != made_from.get(miner.pool, miner.revision)
-        unwanted = (miner.node, miner.device) not in places
-        if (miner.finished or outdated or unwanted) and not miner.deleting:
+        if (unwanted or outdated) and not miner.deleting:
             yield StopMiner(miner, grace.get(miner.pool, MINER_GRACE_SECONDS))
 
 

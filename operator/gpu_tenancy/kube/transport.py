@@ -60,7 +60,7 @@ class Transport:
         """
         self.users += 1
         try:
-            with network_errors(f"{call.method} {call.path}"):
+            with network_errors(f"{call.method} {call.path.partition('?')[0]}"):
                 response = await self._start(call, timeouts)
                 try:
                     yield response

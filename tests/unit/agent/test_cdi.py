@@ -10,7 +10,7 @@ from gpu_tenancy.agent import cdi
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.situation import PreparedClaim, PreparedDevice
 from gpu_tenancy.mig.profiles import FULL
-from tests.unit.agent.world import MIG_GPU, WHOLE, World, slot
+from tests.unit.agent.world import EPOCH, MIG_GPU, WHOLE, World, slot
 
 WHOLE_SLOT = slot(WHOLE, FULL, 0, 1)
 SLICE = slot(MIG_GPU, "3g.40gb", 4, 1)
@@ -47,14 +47,19 @@ def test_devices_of_one_request_bring_the_same_variables_in_any_order() -> None:
 
 
 def test_device_nodes_are_those_of_the_instance_and_never_of_its_gpu() -> None:
-    world = serving()
-    gpu = replace(world.agent.gpus[MIG_GPU], nodes=("/dev/nvidia0",))
-    world.agent = known.listed(world.agent, [gpu, world.agent.gpus[WHOLE]])
-    instance = replace(next(iter(world.hardware.values())), nodes=("/dev/nvidia0", "/dev/nvidia-caps/nvidia-cap12"))
-    world.agent = known.walked(world.agent, MIG_GPU, [instance])
-    edits = cdi.spec(world.agent, claim(SLICE.device))["devices"][0]["containerEdits"]
-    assert edits["deviceNodes"] == [{"path": "/dev/nvidia0"}, {"path": "/dev/nvidia-caps/nvidia-cap12"}]
-    assert "deviceNodes" not in cdi.spec(world.agent, claim(WHOLE_SLOT.device))["devices"][0]["containerEdits"]
+    world = World()
+    gpus = [replace(gpu, nodes=("/dev/nvidia0", "/dev/nvidiactl")) for gpu in world.agent.gpus.values()]
+    world.agent = known.listed(world.agent, gpus)
+    world.specify([WHOLE_SLOT, SLICE])
+    world.settle()
+    instance = replace(next(iter(world.hardware.values())), nodes=("/dev/nvidia-caps/nvidia-cap12",))
+    world.agent = known.made_ready(world.agent, SLICE.device, instance, EPOCH)
+    devices = cdi.spec(world.agent, claim(SLICE.device, WHOLE_SLOT.device))["devices"]
+    assert [device["containerEdits"]["deviceNodes"] for device in devices] == [
+        [{"path": "/dev/nvidia-caps/nvidia-cap12"}],
+        [{"path": "/dev/nvidia0"}, {"path": "/dev/nvidiactl"}],
+    ]
+    assert "deviceNodes" not in cdi.spec(serving().agent, claim(SLICE.device))["devices"][0]["containerEdits"]
 
 
 def test_the_file_is_there_after_writing_and_gone_after_removing(tmp_path: Path) -> None:

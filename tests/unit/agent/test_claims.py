@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -140,6 +141,13 @@ def test_a_device_on_a_sick_gpu_goes_to_nobody() -> None:
     situation = known.listed(situation, [sick, situation.gpus[MIG_GPU]])
     with pytest.raises(Refusal, match="GPU 1 is not healthy: Xid 79"):
         admitted(situation, "n1", claim(WANTED.device), "claim-1")
+
+
+def test_a_slice_whose_instance_is_not_known_again_yet_waits() -> None:
+    situation = replace(serving(), instances={})
+    with pytest.raises(Refusal, match="waits until the driver lists the MIG instances"):
+        admitted(situation, "n1", claim(SLICE.device), "claim-1")
+    assert admitted(situation, "n1", claim(WANTED.device), "claim-1").uid == "claim-1"
 
 
 def test_a_device_is_prepared_for_one_claim_at_a_time() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -202,6 +204,23 @@ def test_a_sick_gpu_leaves_the_slice_and_its_neighbour_stays() -> None:
     assert world.in_slice == {sick.device, sound.device}
 
 
+def test_what_serves_goes_on_while_its_instances_cannot_be_listed_and_nothing_is_guessed() -> None:
+    serves, leaves, comes = (slot(MIG_GPU, "1g.10gb", start, 1) for start in (0, 1, 2))
+    world = serving(serves, leaves)
+    world.agent = replace(world.agent, instances={})
+    world.specify([serves, comes])
+    while world.enabled():
+        world.take(world.enabled()[0])
+    assert world.in_slice == {serves.device}
+    assert world.agent.held[serves.device].state is SlotState.READY
+    assert {world.agent.held[one.device].message for one in (leaves, comes)} == {steps.UNWALKED}
+    assert not {"Create", "Destroy", "Forget", "Remake"} & set(names(world))
+    world.walk()
+    world.settle()
+    assert world.in_slice == {serves.device, comes.device}
+    assert len(world.hardware) == 2
+
+
 def test_an_instance_destroyed_behind_the_agents_back_is_made_again() -> None:
     wanted = slot(MIG_GPU, "2g.20gb", 2, 1)
     world = serving(wanted)
@@ -302,7 +321,8 @@ class AnyOrder(RuleBasedStateMachine):
     def kubelet_prepares(self, data: st.DataObject) -> None:
         if self.world.in_slice:
             self.claims += 1
-            self.world.prepare(data.draw(st.sampled_from(sorted(self.world.in_slice))), f"claim-{self.claims}")
+            device = data.draw(st.sampled_from(sorted(self.world.in_slice)))
+            self.world.prepare(device, f"claim-{self.claims}", runs=data.draw(st.booleans()))
 
     @precondition(lambda self: self.world.agent.prepared)
     @rule(data=st.data())
@@ -382,6 +402,8 @@ class AnyOrder(RuleBasedStateMachine):
                 assert held is None or not held.published, "destroyed while in the slice"
                 others = [one for one in before.held.values() if one.uuid == gone.uuid and one is not held]
                 assert not others, "destroyed another device's instance"
+            case steps.Forget(device=device):
+                assert not known.claims_on(before, device), "let go of a device with a prepared claim"
             case steps.Publish(device=device):
                 held = before.held[device]
                 assert self.world.in_status[device] == held.ready_at, "published before it was stored as ready"

@@ -126,18 +126,18 @@ class World:
             case steps.Create(slot=wanted):
                 self._create(wanted)
             case steps.Adopt(slot=wanted, instance=there):
-                self.agent = known.made_ready(self.agent, wanted.device, there.uuid, self.now)
+                self.agent = known.made_ready(self.agent, wanted.device, there, self.now)
             case _:
                 assert_never(step)
 
     def _create(self, wanted: Slot) -> None:
         if wanted.profile == FULL:
-            self.agent = known.made_ready(self.agent, wanted.device, wanted.gpu, self.now)
+            self.agent = known.made_ready(self.agent, wanted.device, self.agent.gpus[wanted.gpu], self.now)
             return
         self.begin_creation(wanted)
         self.walk()
         made = next(one for one in self.hardware.values() if (one.profile, one.start) == (wanted.profile, wanted.start))
-        self.agent = known.made_ready(self.agent, wanted.device, made.uuid, self.now)
+        self.agent = known.made_ready(self.agent, wanted.device, made, self.now)
 
     def begin_creation(self, wanted: Slot) -> None:
         """The part of a creation after which the agent may die: intended, on disk, and done by the driver."""
@@ -159,8 +159,11 @@ class World:
         """The operator writes the spec."""
         self.agent = known.specified(self.agent, wanted, self.agent.generation + 1)
 
-    def prepare(self, device: str, uid: str) -> bool:
-        """kubelet asks for a claim on the device, under the conditions that the agent's DRA server checks."""
+    def prepare(self, device: str, uid: str, *, runs: bool = True) -> bool:
+        """kubelet asks for a claim on the device, under the conditions that the agent's DRA server checks.
+
+        `runs`: a process begins to use it.
+        """
         held = self.agent.held.get(device)
         free = not known.claims_on(self.agent, device)
         if held is None or not free or held.state is not SlotState.READY or not known.is_wanted(self.agent, held):
@@ -169,7 +172,8 @@ class World:
             uid=uid, namespace=held.slot.holder.namespace, name=uid, devices=(PreparedDevice(device=device),)
         )
         self.agent = known.claimed(self.agent, claim)
-        self.processes.add(held.uuid)
+        if runs:
+            self.processes.add(held.uuid)
         self.disk = self.agent
         return True
 

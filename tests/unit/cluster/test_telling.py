@@ -1,5 +1,6 @@
 """How the story is told: lines where there is no terminal, a picture where there is one."""
 
+import asyncio
 import io
 from datetime import UTC, datetime
 
@@ -59,12 +60,27 @@ def test_a_terminal_has_the_picture_and_afterwards_the_steps(terminal: Console) 
     def scene() -> Scene:
         return Scene(datetime(2026, 3, 1, 12, 0, tzinfo=UTC), telling.elapsed, steps=telling.present())
 
-    with telling.drawn(scene), telling.step(0) as saw:
-        telling.say("$ kubectl apply -f a.yaml")
-        saw("all 16 mine")
+    async def tell() -> None:
+        async with telling.drawn(scene):
+            with telling.step(0) as saw:
+                telling.say("$ kubectl apply -f a.yaml")
+                await asyncio.sleep(0)  # others may work: the picture is drawn
+                saw("all 16 mine")
+
+    asyncio.run(tell())
     telling.summary()
     assert isinstance(terminal.file, io.StringIO)
     text = terminal.file.getvalue()
     assert "leased 0  mining 0" in text
+    assert "$ kubectl apply -f a.yaml" in text
     assert "▶ all mine" not in text, "the log's lines would tear the picture"
     assert text.splitlines()[-1].endswith("all 16 mine")
+
+
+def test_a_picture_that_cannot_be_drawn_is_not_hidden(terminal: Console) -> None:
+    async def tell() -> None:
+        async with Telling(TITLES, terminal).drawn(lambda: Scene(datetime(2026, 3, 1, tzinfo=UTC), 0.0, nodes=[{}])):
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(KeyError, match="metadata"):
+        asyncio.run(tell())

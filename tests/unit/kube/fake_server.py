@@ -94,9 +94,13 @@ class FakeServer:
         return self
 
     async def listen(self) -> None:
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
-        await site.start()
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await self._site.start()
         self.port = self._runner.addresses[0][1]
+
+    async def turn_deaf(self) -> None:
+        """Refuse new connections until `listen`."""
+        await self._site.stop()
 
     def write_kubeconfig(self, token: str) -> None:
         config = {

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from gpu_tenancy.kube import transport
 from gpu_tenancy.kube.client import PAGE_SIZE, KubeClient
-from gpu_tenancy.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Rejected, Transient
+from gpu_tenancy.kube.errors import AlreadyExists, Conflict, Gone, KubeError, NotFound, Rejected, Transient
 from gpu_tenancy.kube.resources import NODES, PODS
 from tests.unit.kube.fake_server import Answer, FakeServer, Object, pod, recorded, refused, run, said
 
@@ -183,13 +184,73 @@ def test_new_credentials_are_read_after_a_401_and_the_request_repeated(tmp_path:
     run(tmp_path, test)
 
 
-def test_a_lasting_401_is_transient_and_does_not_reread_the_credentials_each_time(tmp_path: Path) -> None:
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """How often credentials were read."""
+    noted: list[None] = []
+    real = transport.load
+
+    async def load(kubeconfig: str | None, user_agent: str) -> transport.Transport:
+        noted.append(None)
+        return await real(kubeconfig, user_agent)
+
+    monkeypatch.setattr(transport, "load", load)
+    return noted
+
+
+def test_a_lasting_401_is_transient_and_does_not_reread_the_credentials_each_time(
+    tmp_path: Path, loads: list[None]
+) -> None:
     async def test(server: FakeServer, client: KubeClient) -> None:
         server.answer = in_turn(refused(401, "Unauthorized", "who are you"))
-        server.kubeconfig.unlink()  # reading it would fail, and the failure would be another sentence
+        for age, read in ((0, 0), (60, 1), (0, 1)):
+            client._loaded_at -= age
+            with pytest.raises(Transient, match="who are you"):
+                await client.create(PODS, pod("a", 1))
+            assert len(loads) == 1 + read
+
+    run(tmp_path, test)
+
+
+def test_where_new_credentials_cannot_be_read_the_refusal_is_the_error(tmp_path: Path) -> None:
+    async def test(server: FakeServer, client: KubeClient) -> None:
+        server.answer = in_turn(refused(401, "Unauthorized", "who are you"))
+        server.kubeconfig.unlink()
+        client._loaded_at -= 60
         with pytest.raises(Transient, match="who are you"):
             await client.create(PODS, pod("a", 1))
-        assert len(server.requests) == 1
+
+    run(tmp_path, test)
+
+
+def test_a_client_that_many_use_at_once_reads_its_credentials_once(tmp_path: Path, loads: list[None]) -> None:
+    async def test(server: FakeServer, _: KubeClient) -> None:
+        server.answer = in_turn(said(pod("a", 1)))
+        loads.clear()
+        client = KubeClient.connect(str(server.kubeconfig))
+        await asyncio.gather(*(client.get(PODS, "a", "a") for _ in range(10)))
+        await client.close()
+        assert len(loads) == 1
+
+    run(tmp_path, test)
+
+
+def test_a_watch_that_is_refused_or_finds_nobody_is_reported_too(tmp_path: Path) -> None:
+    async def test(server: FakeServer, client: KubeClient) -> None:
+        infos = recorded(client)
+
+        async def watch(watcher: KubeClient) -> None:
+            async with watcher.watch(PODS, "5", {}, seconds=60, inactivity_seconds=60):
+                pass
+
+        server.watch_answers = [refused(410, "Expired", "too old")]
+        with pytest.raises(Gone, match="too old"):
+            await watch(client)
+        await server.turn_deaf()
+        async with KubeClient.connect(str(server.kubeconfig), on_request=infos.append) as newcomer:
+            with pytest.raises(Transient, match="cannot connect"):
+                await watch(newcomer)
+        assert [(info.verb, info.status) for info in infos] == [("watch", 410), ("watch", 0)]
 
     run(tmp_path, test)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -17,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_tenancy.kube.client import KubeClient
-from gpu_tenancy.kube.errors import Gone, Rejected, Transient
+from gpu_tenancy.kube.errors import Gone, KubeError, Rejected, Transient
 from gpu_tenancy.kube.resources import PODS
 from gpu_tenancy.kube.watch import Reflector, _lines
-from tests.unit.kube.fake_server import FakeServer, pod, refused, run, said
+from tests.unit.kube.fake_server import FakeServer, Object, pod, refused, run, said
 
 
 class Metadata(msgspec.Struct):
@@ -251,6 +252,68 @@ def test_no_view_is_better_than_half_a_list(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_a_list_that_begins_again_forgets_its_first_page(tmp_path: Path) -> None:
+    async def test(server: FakeServer, client: KubeClient) -> None:
+        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            if "continue" in request.query:
+                return refused(410, "Expired")
+            if "limit" in request.query:
+                return said({"metadata": {"resourceVersion": "5", "continue": "t"}, "items": [pod("gone", 1)]})
+            return said({"metadata": {"resourceVersion": "9"}, "items": [pod("a", 2)]})
+
+        server.answer = answer
+        view = view_of(client)
+        async with running(view):
+            assert (await server.next_watch()).query["resourceVersion"] == "9"
+            assert set(view.items) == {"a"}
+
+    run(tmp_path, test)
+
+
+def test_where_nobody_listens_the_place_is_kept_however_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu_tenancy.kube.watch._FIRST_PAUSE", 0.0001)
+
+    async def test(server: FakeServer, client: KubeClient) -> None:
+        server.version = 5
+        view = view_of(client)
+        failures: list[object] = []
+        async with running(view):
+            stream = await server.next_watch()
+            note_error = view._note_error
+
+            def count(error: KubeError | None) -> None:
+                failures.append(error)
+                note_error(error)
+
+            monkeypatch.setattr(view, "_note_error", count)
+            await server.turn_deaf()
+            stream.cut()
+            await until(lambda: len(failures) > 8)
+            assert isinstance(view.last_error, Transient)
+            assert view.last_error.reason == "Unreachable"
+            await server.listen()
+            assert (await server.next_watch()).query["resourceVersion"] == "5"
+            assert view.relists == 1
+
+    run(tmp_path, test)
+
+
+def test_an_object_without_a_version_is_no_place_to_resume_at(tmp_path: Path) -> None:
+    async def test(server: FakeServer, client: KubeClient) -> None:
+        view = view_of(client)
+        async with running(view):
+            bodies: list[Object] = [{}, {"metadata": {}}, {"metadata": {"resourceVersion": ""}}]
+            for body in bodies:
+                stream = await server.next_watch()
+                server.version += 1
+                relists = view.relists
+                await stream.send("BOOKMARK", body)
+                stream.end()
+                await until(lambda before=relists: view.relists > before)
+
+    run(tmp_path, test)
+
+
 def test_while_the_server_is_away_the_view_stays_and_says_why_it_is_old(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,26 +425,69 @@ def test_a_view_that_is_handed_out_cannot_be_written(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_a_failing_server_is_asked_less_and_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that a view makes, which take no time here."""
+    noted: list[float] = []
     real_sleep = asyncio.sleep
 
     async def note(seconds: float) -> None:
-        waits.append(seconds)
+        if seconds > 0.01:
+            noted.append(seconds)
         await real_sleep(0)
 
+    monkeypatch.setattr("gpu_tenancy.kube.watch.asyncio.sleep", note)
+    return noted
+
+
+def test_a_failing_server_is_asked_less_and_less_often(tmp_path: Path, pauses: list[float]) -> None:
     async def test(server: FakeServer, client: KubeClient) -> None:
-        view = view_of(client)
         server.watch_answers = [refused(503, "ServiceUnavailable") for _ in range(12)]
         server.watch_answers[5] = refused(429, "TooManyRequests", retry_after="30")
-        monkeypatch.setattr("gpu_tenancy.kube.watch.asyncio.sleep", note)
-        async with running(view):
+        async with running(view_of(client)):
             await server.next_watch()
-        pauses = [wait for wait in waits if wait > 0.01]
         assert len(pauses) == 12
         for number, pause in enumerate(pauses):
             longest = min(10, 0.1 * 2 ** (number + 1))
             assert pause == 30 if number == 5 else longest / 2 <= pause <= longest
+
+    run(tmp_path, test)
+
+
+def test_a_watch_that_did_some_good_ends_the_back_off(tmp_path: Path, pauses: list[float]) -> None:
+    async def test(server: FakeServer, client: KubeClient) -> None:
+        server.watch_answers = [refused(503, "ServiceUnavailable") for _ in range(6)]
+        view = view_of(client)
+        async with running(view):
+            stream = await server.next_watch()
+            assert pauses.pop() > 1
+            await stream.send("ADDED", pod("a", 7))
+            await until(lambda: "a" in view.items)
+            stream.cut()
+            await server.next_watch()
+            assert pauses.pop() <= 0.1
+
+    run(tmp_path, test)
+
+
+def test_a_long_list_is_no_sign_that_the_watch_is_well(
+    tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("gpu_tenancy.kube.watch.time", SimpleNamespace(monotonic=lambda: now))
+
+    async def test(server: FakeServer, client: KubeClient) -> None:
+        async def answer(_: web.BaseRequest) -> web.StreamResponse:
+            nonlocal now
+            now += 1000
+            return said(server.list_pods_now())
+
+        server.answer = answer
+        server.watch_answers = [refused(410, "Expired") for _ in range(6)]
+        async with running(view_of(client)):
+            await server.next_watch()
+        assert pauses == sorted(pauses)
+        assert len(pauses) == 6
 
     run(tmp_path, test)
 
@@ -401,6 +507,20 @@ def test_lines_are_the_same_however_the_stream_is_cut(lines: list[bytes], data: 
         return [line async for batch in _lines(chunks()) for line in batch]
 
     assert asyncio.run(collect()) == [line for line in lines if line]
+
+
+def test_the_longest_line_is_one_lines_length_not_the_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu_tenancy.kube.watch._LONGEST_LINE", 10)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"12345"
+            yield b"678\n"
+
+    async def collect() -> list[bytes]:
+        return [line async for batch in _lines(chunks()) for line in batch]
+
+    assert asyncio.run(collect()) == [b"12345678"] * 100
 
 
 def test_a_line_without_end_is_no_watch() -> None:
