@@ -46,6 +46,10 @@ class Faults(ApiModel):
     """So many destructions to come are refused as in use."""
     no_room: int = 0
     """So many creations to come are refused as having no room."""
+    unsure: int = 0
+    """So many listings to come show it as not healthy, though it is."""
+    unlisted: int = 0
+    """So many listings of its instances to come fail."""
     slow_seconds: float = 0.0
     """Every call on it takes so much longer."""
 
@@ -117,6 +121,8 @@ class FakeGpus:
         with self._alone(index):
             await self._pause(index, 0.0)
             self._check(index)
+            if self._once(index, "unlisted"):
+                raise GpuError(f"the instances of GPU {index} cannot be listed now; try again")
             there = (one for one in self._hardware.instances if one.gpu == index)
             return [self._instance(one) for one in sorted(there, key=lambda one: one.start)]
 
@@ -194,7 +200,7 @@ class FakeGpus:
     # ---------------------------------------------------------------------------------------------------------- rules
 
     def _facts(self, index: int) -> GpuFacts:
-        lost = self._faults(index).lost
+        lost = self._faults(index).lost or self._once(index, "unsure")
         return GpuFacts(
             index=index,
             uuid=self.uuids[index],
@@ -234,18 +240,14 @@ class FakeGpus:
             raise GpuLost(f"GPU {index} has fallen off the bus; reboot the node")
 
     def _check_room(self, index: int, shape: Profile, start: int) -> None:
-        faults = self._faults(index)
-        if faults.no_room:
-            self.fail(index, faults.model_copy(update={"no_room": faults.no_room - 1}))
+        if self._once(index, "no_room"):
             raise InsufficientResources(f"GPU {index} has no room for {shape.name}; list its instances")
         for one in self._hardware.instances:
             if one.gpu == index and self._profile(one.profile).mask(one.start) & shape.mask(start):
                 raise InsufficientResources(f"GPU {index} has {one.profile} at {one.start}; destroy it first")
 
     def _check_unused(self, index: int, instance: Instance) -> None:
-        faults = self._faults(index)
-        if faults.in_use:
-            self.fail(index, faults.model_copy(update={"in_use": faults.in_use - 1}))
+        if self._once(index, "in_use"):
             raise InUse(f"MIG instance {instance.profile} on GPU {index} is in use, says the driver; try again")
         if any(one.device == instance.uuid for one in self._hardware.processes):
             raise InUse(f"MIG instance {instance.profile} on GPU {index} is in use by a process; stop it first")
@@ -285,6 +287,14 @@ class FakeGpus:
 
     def _faults(self, index: int) -> Faults:
         return self._hardware.faults.get(index, Faults())
+
+    def _once(self, index: int, fault: str) -> bool:
+        """Whether this call is one of those that are to fail; each counts once."""
+        faults = self._faults(index)
+        left: int = getattr(faults, fault)
+        if left:
+            self.fail(index, faults.model_copy(update={fault: left - 1}))
+        return left > 0
 
     def _profile(self, name: str) -> Profile:
         return of_model(self.model)[name]

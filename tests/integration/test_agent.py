@@ -12,7 +12,7 @@ import pytest
 
 from gpu_tenancy.api.names import SYSTEM_NAMESPACE
 from gpu_tenancy.kube.resources import COORDINATION_LEASES, GPU_NODES, RESOURCE_SLICES
-from tests.cluster.api import Object
+from tests.cluster.api import MERGE, Object
 from tests.cluster.control_plane import ControlPlane
 from tests.fakes.gpus import Faults
 from tests.integration.agents import LEASE, POOL, Bench, Seen, cluster
@@ -185,6 +185,59 @@ def test_a_gpu_that_fails_leaves_the_slice_and_no_other_is_delayed(stage: Stage)
         more = bench.slot(7, "1g.10gb", 0, LEASE)
         await bench.specify(sick, sound, more)
         await bench.published(sound, more)
+
+    play(stage, story)
+
+
+def test_a_driver_that_errs_once_costs_nobody_a_device(stage: Stage) -> None:
+    async def run() -> None:
+        bench = Bench(stage.control_plane)
+        await bench.join()
+        slots = [bench.slot(0, "full", 0, LEASE), bench.slot(7, "3g.40gb", 4, LEASE)]
+        more = bench.slot(7, "1g.10gb", 0, LEASE)
+        async with bench.agent():
+            await bench.specify(*slots)
+            await bench.settled(*slots)
+        for index in (0, 7):
+            bench.gpus.fail(index, Faults(unsure=1, unlisted=2))
+        async with bench.watching(), bench.agent():
+            await bench.specify(*slots, more)
+            bench.gpus.fail(0, Faults(unsure=1))
+            history = await bench.told(await bench.settled(*slots, more))
+        devices = {slot["device"] for slot in slots}
+        assert all(devices <= seen.published for seen in history if seen.kind == "ResourceSlice")
+        assert all(devices <= seen.ready for seen in history if seen.kind == "GpuNode" and seen.slots)
+
+    stage.play(run())
+
+
+def test_a_hand_over_outlives_the_api_server(stage: Stage) -> None:
+    async def story(bench: Bench) -> None:
+        miner, lease = bench.slot(7, "7g.80gb", 0, POOL), bench.slot(7, "3g.40gb", 4, LEASE)
+        await bench.specify(miner)
+        await bench.published(miner)
+        bench.gpus.fail(7, Faults(slow_seconds=0.5))
+        await bench.specify(lease)
+        await bench.control_plane.restart_apiserver()
+        await bench.settled(lease)
+        assert bench.gpus.layout(7) == {("3g.40gb", 4)}
+
+    play(stage, story)
+
+
+def test_what_others_say_about_the_node_stays(stage: Stage) -> None:
+    async def story(bench: Bench) -> None:
+        mark = {"type": "AgentSilent", "status": "True", "reason": "HeartbeatMissed", "message": "Nobody is heard."}
+        mark |= {"lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}
+        body = (await bench.status("conditions", lambda seen: seen.body.get("status", {}).get("conditions"))).body
+        conditions = [*body["status"]["conditions"], mark]
+        path = GPU_NODES.path(None, bench.node, "status")
+        await bench.api.patch(path, {"status": {"conditions": conditions}}, MERGE)
+        slot = bench.slot(0, "full", 0, LEASE)
+        await bench.specify(slot)
+        seen = await bench.settled(slot)
+        told = {one["type"]: one["status"] for one in seen.body["status"]["conditions"]}
+        assert told == {"Ready": "True", "AgentSilent": "True"}
 
     play(stage, story)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent import steps
@@ -15,6 +15,11 @@ from gpu_tenancy.mig.layout import Placement, layouts
 from gpu_tenancy.mig.profiles import FULL
 from tests.unit.agent.world import MIG_GPU, MODEL, WHOLE, World, bits, facts, instance, slot
 
+FULL_LAYOUTS = [
+    [Placement("7g.80gb", 0)],
+    [Placement("3g.40gb", 0), Placement("3g.40gb", 4)],
+    [Placement("1g.10gb", 6)],
+]
 LAYOUTS = sorted((sorted(layout) for layout in layouts(MODEL)), key=repr)
 
 
@@ -242,6 +247,20 @@ def test_a_kill_between_creation_and_its_record_adopts_the_instance() -> None:
     assert len(world.hardware) == 1
 
 
+def test_what_a_killed_creation_left_behind_is_destroyed_before_its_place_is_used() -> None:
+    dropped, wanted = slot(MIG_GPU, "2g.20gb", 2, 1), slot(MIG_GPU, "3g.40gb", 0, 1)
+    world = World()
+    world.specify([dropped])
+    world.take(world.enabled()[0])
+    world.begin_creation(dropped)
+    world.restart()
+    world.specify([wanted])
+    world.agent, _ = steps.settled(world.agent)
+    assert "of a former device to be destroyed" in world.agent.held[wanted.device].message
+    world.settle()
+    assert [one.profile for one in world.hardware.values()] == ["3g.40gb"]
+
+
 def test_a_kill_between_storing_and_publishing_makes_the_device_ready_anew() -> None:
     wanted = slot(MIG_GPU, "2g.20gb", 2, 1)
     world = World()
@@ -278,6 +297,7 @@ def test_after_a_reboot_everything_is_withdrawn_and_made_again() -> None:
 # ------------------------------------------------------------------------------------------------- every interleaving
 
 numbers = st.integers(1, 4)
+several = st.lists(numbers, min_size=7, max_size=7)
 
 
 def slots_of(layout: list[Placement], who: list[int], whole: int | None) -> list[Slot]:
@@ -296,7 +316,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.world = World()
         self.claims = 0
 
-    @rule(layout=st.sampled_from(LAYOUTS), who=st.lists(numbers, min_size=7, max_size=7), whole=st.none() | numbers)
+    @initialize(layout=st.sampled_from(FULL_LAYOUTS), who=several, used=st.lists(st.booleans(), min_size=8, max_size=8))
+    def a_node_that_serves(self, layout: list[Placement], who: list[int], used: list[bool]) -> None:
+        self.world.specify(slots_of(layout, who, who[0]))
+        self.world.settle()
+        for device, runs in zip(sorted(self.world.in_slice), used, strict=False):
+            self.claims += 1
+            self.world.prepare(device, f"claim-{self.claims}", runs=runs)
+
+    @rule(layout=st.sampled_from(LAYOUTS), who=several, whole=st.none() | numbers)
     def operator_writes_spec(self, layout: list[Placement], who: list[int], whole: int | None) -> None:
         self.world.specify(slots_of(layout, who, whole))
 
@@ -319,9 +347,10 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def kubelet_prepares(self, data: st.DataObject) -> None:
-        if self.world.in_slice:
+        taken = {one.device for claim in self.world.agent.prepared.values() for one in claim.devices}
+        if free := sorted(self.world.in_slice - taken):
             self.claims += 1
-            device = data.draw(st.sampled_from(sorted(self.world.in_slice)))
+            device = data.draw(st.sampled_from(free))
             self.world.prepare(device, f"claim-{self.claims}", runs=data.draw(st.booleans()))
 
     @precondition(lambda self: self.world.agent.prepared)

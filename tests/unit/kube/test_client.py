@@ -192,6 +192,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
     async def load(kubeconfig: str | None, user_agent: str) -> transport.Transport:
         noted.append(None)
+        await asyncio.sleep(0)  # as an exec plugin would, it lets others run meanwhile
         return await real(kubeconfig, user_agent)
 
     monkeypatch.setattr(transport, "load", load)

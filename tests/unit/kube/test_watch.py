@@ -64,6 +64,10 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
+async def until_listed(view: Reflector[Pod], times: int) -> None:
+    await until(lambda: view.relists >= times)
+
+
 def phases(view: Reflector[Pod]) -> dict[str, str]:
     return {key: item.status.phase for key, item in view.items.items()}
 
@@ -309,7 +313,7 @@ def test_an_object_without_a_version_is_no_place_to_resume_at(tmp_path: Path) ->
                 relists = view.relists
                 await stream.send("BOOKMARK", body)
                 stream.end()
-                await until(lambda before=relists: view.relists > before)
+                await until_listed(view, relists + 1)
 
     run(tmp_path, test)
 
