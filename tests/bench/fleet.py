@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -53,6 +53,7 @@ class LeaseStatus(_Wire, frozen=True):
     """status of a GpuLease."""
 
     conditions: tuple[Condition, ...] = ()
+    nodes: tuple[str, ...] = ()
 
 
 class View(_Wire, frozen=True):
@@ -98,22 +99,21 @@ def servers(count: int = NODES) -> list[GpuServer]:
     return [GpuServer(f"n{index:03d}", gpus=GPUS) for index in range(count)]
 
 
-async def version_of(api: Api, resource: Resource) -> str:
-    """The resourceVersion from which a watch misses nothing that happens after this call."""
+async def states(api: Api, resource: Resource, view: type[V]) -> AsyncGenerator[V, None]:
+    """Every state of every object of a kind that comes after this call has returned."""
     answer = await api.get(resource.path(), limit="1")
-    version: str = answer["metadata"]["resourceVersion"]
-    return version
+    return _states(api, resource, view, answer["metadata"]["resourceVersion"])
 
 
-async def told(api: Api, resource: Resource, view: type[V], version: str, **selectors: str) -> AsyncIterator[V]:
-    """Every state of every object of a kind after `version`, for ever.
+async def _states(api: Api, resource: Resource, view: type[V], version: str) -> AsyncGenerator[V, None]:
+    """Every state after `version`, for ever.
 
     A watch that the API server cuts (it does so to readers that lag behind) is resumed where it stood. Raises ApiError
     where that place is gone.
     """
     events: type[Event[V]] = Event[view]  # type: ignore[valid-type]
     while True:
-        async for event in api.watch(resource.path(), version, events, **selectors):
+        async for event in api.watch(resource.path(), version, events):
             if event.type == "ERROR":
                 raise ApiError(410, "Expired", f"the watch of {resource.plural} lost its place")
             version = event.object.metadata.resource_version
@@ -121,19 +121,30 @@ async def told(api: Api, resource: Resource, view: type[V], version: str, **sele
                 yield event.object
 
 
-async def first_seen(states: AsyncIterator[V], name_of: Callable[[V], str], count: int) -> dict[str, float]:
-    """When (time.monotonic) each of `count` names was first told; returns once all were.
+async def first(
+    states: AsyncGenerator[V, None], name_of: Callable[[V], str], count: int
+) -> AsyncGenerator[tuple[str, V], None]:
+    """Each of `count` names, with its object, when it counts for the first time.
 
     `name_of` says under which name an object counts, and nothing for one that does not count yet.
     """
-    seen: dict[str, float] = {}
-    async for one in states:
-        name = name_of(one)
-        if name and name not in seen:
-            seen[name] = time.monotonic()
-            if len(seen) == count:
-                break
-    return seen
+    seen: set[str] = set()
+    async with contextlib.aclosing(states):
+        async for one in states:
+            name = name_of(one)
+            if name and name not in seen:
+                seen.add(name)
+                yield name, one
+                if len(seen) == count:
+                    return
+
+
+async def last_seen(states: AsyncGenerator[V, None], name_of: Callable[[V], str], count: int) -> float:
+    """When (time.monotonic) the last of `count` names was told."""
+    instant = 0.0
+    async for _ in first(states, name_of, count):
+        instant = time.monotonic()
+    return instant
 
 
 async def at_once(work: Iterable[Coroutine[Any, Any, object]]) -> None:

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
-import msgspec
-
+from gpu_tenancy.api.lease import ConditionType
 from gpu_tenancy.kube import resources
+from tests.bench import fleet
 from tests.bench.figures import Figure, figure
 from tests.cluster.world import GpuServer, World, lease, pool, price_book, template
 
 LEASES = 30
 GOAL = "p50 ≤ 1.5, p95 ≤ 2.5"
-
-
-class _Event(msgspec.Struct):
-    type: str
-    object: dict[str, Any]
 
 
 def run(runs: int) -> list[Figure]:
@@ -49,26 +43,16 @@ async def _measure(count: int) -> tuple[list[float], list[float]]:
 
 async def _one(world: World, name: str, profile: str) -> float:
     """Seconds from the create call to the event that says Ready; the lease is gone, and all mines, when it returns."""
-    _, version = await _version(world)
+
+    def ready(one: fleet.Lease) -> str:
+        return name if one.metadata.name == name and one.is_true(ConditionType.READY) else ""
+
+    states = await fleet.states(world.api, resources.GPU_LEASES, fleet.Lease)
+    seen = asyncio.create_task(fleet.last_seen(states, ready, 1))
     body = lease(name, gpus={"profile": profile}, template=template())
-    seen = asyncio.create_task(_until_ready(world, name, version))
     began = time.monotonic()
     await world.create(body)
     seconds = await seen - began
     await world.kubectl("delete", "gpul", name, "-n", "team-a")
     await world.mining(16)
     return seconds
-
-
-async def _version(world: World) -> tuple[list[Any], str]:
-    answer = await world.api.get(resources.GPU_LEASES.path("team-a"))
-    return answer["items"], answer["metadata"]["resourceVersion"]
-
-
-async def _until_ready(world: World, name: str, version: str) -> float:
-    path = resources.GPU_LEASES.path("team-a")
-    async for event in world.api.watch(path, version, _Event, fieldSelector=f"metadata.name={name}"):
-        conditions = (event.object.get("status") or {}).get("conditions") or ()
-        if any(one["type"] == "Ready" and one["status"] == "True" for one in conditions):
-            return time.monotonic()
-    raise RuntimeError(f"the watch of lease {name} ended before it was ready")

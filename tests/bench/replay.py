@@ -21,7 +21,7 @@ import csv
 import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -216,10 +216,10 @@ async def _replay(tenancies: Sequence[Tenancy]) -> Outcome:
 
 async def _live(world: World, tenancies: Sequence[Tenancy]) -> list[float]:
     """Submit everything in its time and wait until all are settled, or patience ends; the waits."""
-    version = await fleet.version_of(world.api, resources.GPU_LEASES)
+    states = await fleet.states(world.api, resources.GPU_LEASES, fleet.Lease)
     created: dict[str, float] = {}
     ready: dict[str, float] = {}
-    follower = asyncio.create_task(_follow(world, version, len(tenancies), ready))
+    follower = asyncio.create_task(_follow(states, len(tenancies), ready))
     began = time.monotonic()
     async with asyncio.TaskGroup() as submissions:
         for one in tenancies:
@@ -234,10 +234,10 @@ async def _live(world: World, tenancies: Sequence[Tenancy]) -> list[float]:
     return [ready[name] - created[name] for name in ready]
 
 
-async def _follow(world: World, version: str, count: int, ready: dict[str, float]) -> None:
+async def _follow(states: AsyncGenerator[fleet.Lease, None], count: int, ready: dict[str, float]) -> None:
     """Note when each lease is Ready; ends when all are settled."""
     settled: set[str] = set()
-    async for one in fleet.told(world.api, resources.GPU_LEASES, fleet.Lease, version):
+    async for one in states:
         if one.is_true(ConditionType.READY):
             ready.setdefault(one.metadata.name, time.monotonic())
         if one.is_true(ConditionType.SETTLED):

@@ -98,9 +98,8 @@ async def _lives(world: World, log: AuditLog, name: str, count: int) -> Cost:
 
 async def _live(world: World, name: str, count: int) -> None:
     """From the first create until the last lease is gone."""
-    version = await fleet.version_of(world.api, resources.GPU_LEASES)
-    states = fleet.told(world.api, resources.GPU_LEASES, fleet.Lease, version)
-    settled = asyncio.create_task(fleet.first_seen(states, _settled, count))
+    states = await fleet.states(world.api, resources.GPU_LEASES, fleet.Lease)
+    settled = asyncio.create_task(fleet.last_seen(states, _settled, count))
     job = template(RUN_SECONDS)
     bodies = [lease(f"{name}-{index}", NAMESPACE, gpus={"profile": "full"}, template=job) for index in range(count)]
     await fleet.at_once(fleet.post(world.api, [(resources.GPU_LEASES, body)]) for body in bodies)

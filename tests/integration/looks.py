@@ -48,11 +48,23 @@ async def slots_of(world: World, uid: str, *parts: str) -> list[tuple[str, Objec
     ]
 
 
-async def nothing_left(world: World, uid: str) -> None:
-    """No device is held for the lease, and nothing that was made for it is there."""
+async def nothing_left(world: World, uid: str, *, job: bool = False) -> None:
+    """No device is held for the lease, and nothing that was made for it is there; but for a finished Job (`job`), which
+    stays until the lease is deleted, so that its logs can be read."""
     assert not await slots_of(world, uid)
-    for made in (resources.RESOURCE_CLAIM_TEMPLATES, resources.JOBS):
+    for made in (resources.RESOURCE_CLAIM_TEMPLATES, *(() if job else (resources.JOBS,))):
         assert not await world.items(made, labelSelector=f"{names.LABEL_HOLDER}={uid}")
+
+
+async def reported(world: World) -> None:
+    """Wait until the agents of all servers have told what they have."""
+    wanted = {server.name: server.gpus for server in world.servers}
+
+    async def look() -> bool:
+        nodes = await world.items(resources.GPU_NODES)
+        return {node["metadata"]["name"]: len((node.get("status") or {}).get("gpus", ())) for node in nodes} == wanted
+
+    await eventually(f"the GPUs of {', '.join(wanted)}", look)
 
 
 async def gone(world: World, name: str, namespace: str = "team-a") -> None:

@@ -202,8 +202,11 @@ def test_a_driver_that_errs_once_costs_nobody_a_device(stage: Stage) -> None:
             bench.gpus.fail(index, Faults(unsure=1, unlisted=2))
         async with bench.watching(), bench.agent():
             await bench.specify(*slots, more)
+            await bench.settled(*slots, more)
             bench.gpus.fail(0, Faults(unsure=1))
-            history = await bench.told(await bench.settled(*slots, more))
+            await until_true(bench, lambda: not bench.gpus.hardware.faults[0].unsure)
+            await bench.specify(*slots)
+            history = await bench.told(await bench.settled(*slots))
         devices = {slot["device"] for slot in slots}
         assert all(devices <= seen.published for seen in history if seen.kind == "ResourceSlice")
         assert all(devices <= seen.ready for seen in history if seen.kind == "GpuNode" and seen.slots)
@@ -227,7 +230,12 @@ def test_a_hand_over_outlives_the_api_server(stage: Stage) -> None:
 
 def test_what_others_say_about_the_node_stays(stage: Stage) -> None:
     async def story(bench: Bench) -> None:
-        mark = {"type": "AgentSilent", "status": "True", "reason": "HeartbeatMissed", "message": "Nobody is heard."}
+        mark: Object = {
+            "type": "AgentSilent",
+            "status": "True",
+            "reason": "HeartbeatMissed",
+            "message": "Nobody is heard.",
+        }
         mark |= {"lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}
         body = (await bench.status("conditions", lambda seen: seen.body.get("status", {}).get("conditions"))).body
         conditions = [*body["status"]["conditions"], mark]
@@ -368,7 +376,7 @@ async def hand_over(bench: Bench, moment: str) -> None:
 
     miner, lease = bench.slot(7, "7g.80gb", 0, POOL), bench.slot(7, "3g.40gb", 4, LEASE)
     await bench.specify(miner)
-    await until_made(bench, lambda: any(not made.uuid for made in bench.checkpoint().made))
+    await until_true(bench, lambda: any(not made.uuid for made in bench.checkpoint().made))
     await reached("creating")
     await bench.status("the miner's device ready", lambda seen: miner["device"] in seen.ready)
     await reached("stored")
@@ -388,7 +396,7 @@ async def hand_over(bench: Bench, moment: str) -> None:
     assert bench.gpus.layout(7) == {("7g.80gb", 0)}
     assert not await bench.unprepare(claim)
     await reached("released")
-    await until_made(bench, lambda: not bench.checkpoint().prepared)
+    await until_true(bench, lambda: not bench.checkpoint().prepared)
     await reached("destroying")
     await bench.settled(lease)
     await reached("done")
@@ -480,8 +488,8 @@ def test_after_a_reboot_devices_are_withdrawn_made_again_and_ready_later(stage: 
     stage.play(run())
 
 
-async def until_made(bench: Bench, condition: Callable[[], bool]) -> None:
+async def until_true(bench: Bench, condition: Callable[[], bool]) -> None:
     async def look() -> bool:
         return condition()
 
-    await bench.until("the agent's checkpoint", look)
+    await bench.until("what the test waits for", look)

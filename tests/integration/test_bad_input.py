@@ -17,7 +17,7 @@ from tests.cluster.api import ApiError, Object
 from tests.cluster.eventually import eventually
 from tests.cluster.world import GpuServer, World, condition_of, lease, price_book, template
 from tests.integration.conftest import Living, story
-from tests.integration.looks import lease_where, slots_of, told
+from tests.integration.looks import lease_where, reported, slots_of, told
 
 SERVERS = (GpuServer("n1", gpus=2), GpuServer("n2", gpus=2))
 TAINT = {"key": "example.com/reserved", "value": "physics", "effect": "NoSchedule"}
@@ -45,12 +45,7 @@ def world(living_world: Living) -> Iterator[Living]:
 async def _settle(world: World) -> None:
     """Until both agents have reported their GPUs, and one node is tainted."""
     await world.api.patch("/api/v1/nodes/n2", {"spec": {"taints": [TAINT]}})
-
-    async def reported() -> bool:
-        nodes = await world.items(resources.GPU_NODES)
-        return [len((node.get("status") or {}).get("gpus", ())) for node in nodes] == [2, 2]
-
-    await eventually("the GPUs of both nodes", reported)
+    await reported(world)
 
 
 async def _clear(world: World) -> None:

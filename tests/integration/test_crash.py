@@ -3,12 +3,14 @@
 The numbered steps of a lease's life (design, section 4) consist of these writes; a case is named after how many of them
 were let through, and says in its failure which one was the last:
 
-5. admission and promise: `patch gpuleases` (finalizer), `update gpuleases/status` (price, attempt), `patch gpunodes`
-   (slots), `delete pods` and `delete resourceclaims` (miners), `create resourceclaimtemplates`, `create jobs`;
+5. admission and promise: `patch gpuleases` (finalizer), `update gpuleases/status` (price, attempt), beside them
+   `create resourceclaimtemplates` and a gang's `create services`; `patch gpunodes` (slots); `delete pods` and
+   `delete resourceclaims` (miners); `create jobs`;
 7. ready: `create usagerecords` (the segment opens), `update gpuleases/status` (Ready);
 8. the end: `update gpuleases/status` (notice), `patch usagerecords` (billableTo), `patch gpunodes` (slots back),
    `delete resourceclaimtemplates`, `delete jobs`, `delete pods` (a tenant's own);
-9. `patch gpuleases` (finalizer off), `create resourceclaims` and `create pods` (miners again);
+9. `update gpuleases/status` (settled), `patch gpuleases` (finalizer off), `create resourceclaims` and `create pods`
+   (miners again);
 10. `update gpuleases/status`, `update miningpools/status`.
 """
 
@@ -37,11 +39,12 @@ GPUS: Final = {"profile": "full", "count": 2}
 TERM_SECONDS: Final = 3
 STEPS: Final = {
     "patch gpuleases": "5, 9",
-    "update gpuleases/status": "5, 7, 8, 10",
+    "update gpuleases/status": "5, 7, 8, 9, 10",
     "patch gpunodes": "5, 8",
     "delete pods": "5, 8",
     "delete resourceclaims": "5",
     "create resourceclaimtemplates": "5",
+    "create services": "5",
     "create jobs": "5",
     "create usagerecords": "7",
     "patch usagerecords": "8",
@@ -52,7 +55,7 @@ STEPS: Final = {
     "update miningpools/status": "10",
 }
 """Numbered steps to which a write can belong."""
-MOST_WRITES: Final = {"expires": 32, "deleted": 28}
+MOST_WRITES: Final = {"expires": 30, "deleted": 24, "resumes": 36, "completes": 36}
 """No fewer than a life has; a test below holds them against lives without a crash."""
 SAMPLES: Final = 3
 
@@ -84,18 +87,52 @@ async def _is_deleted(world: World, name: str) -> None:
     await world.ready(name)
     await eventually("the Deployment's pod", lambda: running(world, app=name))
     going = await world.api.delete(resources.GPU_LEASES.path("team-a", name))
-    deleted_at = datetime.fromisoformat(going["metadata"]["deletionTimestamp"])
+    deleted_at = _time(going["metadata"]["deletionTimestamp"])
     await gone(world, name)
     record = await _the_one_segment(world, name, "Deleted")
-    start, end = (datetime.fromisoformat(record[field]) for field in ("billableFrom", "billableTo"))
-    assert end == max(start, deleted_at)
+    assert _time(record["billableTo"]) == max(_time(record["billableFrom"]), deleted_at)
     await world.mining(16)
     await nothing_left(world, created["metadata"]["uid"])
     assert not await running(world, app=name)
     await world.api.delete(f"{DEPLOYMENTS}/{name}")
 
 
-LIVES: Final[dict[str, Life]] = {"expires": _expires, "deleted": _is_deleted}
+async def _resumes(world: World, name: str) -> None:
+    """A lease that is suspended and resumed as soon as its first segment is closed, before its devices are back."""
+    term = {"duration": f"{TERM_SECONDS}s", "notice": "1s"}
+    created = await world.create(lease(name, gpus={"profile": "full"}, term=term))
+    await world.ready(name)
+    await asyncio.sleep(1.1)
+    await _suspend(world, name, True)
+    await eventually("the first segment's end", lambda: _closed(world, name))
+    await _suspend(world, name, False)
+    await world.settled(name)
+    records = [record["spec"] for record in await world.records(name)]
+    assert [(one["segment"], one["reason"]) for one in records] == [(1, "Suspended"), (2, "Expired")]
+    assert sum(map(_seconds, records)) == TERM_SECONDS
+    assert _time(records[1]["billableFrom"]) >= _time(records[0]["billableTo"])
+    await world.mining(16)
+    await nothing_left(world, created["metadata"]["uid"])
+    await world.delete(resources.GPU_LEASES, name, "team-a")
+
+
+async def _completes(world: World, name: str) -> None:
+    """A gang of slices on both nodes whose Job comes to its end."""
+    created = await world.create(lease(name, gpus={"profile": "3g.40gb"}, pods=3, template=template(1)))
+    ended = await world.settled(name)
+    assert ended["status"]["ended"]["reason"] == "Completed"
+    await _the_one_segment(world, name, "Completed")
+    await world.mining(16)
+    await nothing_left(world, created["metadata"]["uid"], job=True)
+    await world.delete(resources.GPU_LEASES, name, "team-a")
+
+
+LIVES: Final[dict[str, Life]] = {
+    "expires": _expires,
+    "deleted": _is_deleted,
+    "resumes": _resumes,
+    "completes": _completes,
+}
 CASES: Final = [(life, after) for life in LIVES for after in range(1, MOST_WRITES[life] + 1)]
 
 
@@ -168,6 +205,24 @@ async def _the_one_segment(world: World, name: str, reason: str) -> Object:
     [record] = await world.records(name)
     spec: Object = record["spec"]
     assert (spec["segment"], spec["reason"]) == (1, reason)
-    start, end = (datetime.fromisoformat(spec[field]) for field in ("billableFrom", "billableTo"))
-    assert end - start == timedelta(seconds=spec["seconds"])
+    assert _seconds(spec) == spec["seconds"]
     return spec
+
+
+async def _closed(world: World, name: str) -> bool:
+    return any("billableTo" in record["spec"] for record in await world.records(name))
+
+
+async def _suspend(world: World, name: str, suspended: bool) -> None:
+    await world.api.patch(resources.GPU_LEASES.path("team-a", name), {"spec": {"suspend": suspended}})
+
+
+def _seconds(spec: Object) -> int:
+    """Billed seconds of a segment, by its two instants and by its own word."""
+    length = _time(spec["billableTo"]) - _time(spec["billableFrom"])
+    assert length == timedelta(seconds=spec["seconds"])
+    return int(spec["seconds"])
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

@@ -196,6 +196,7 @@ conditions:
     observedGeneration: 1
 devices: 8
 nodes: [node-1]
+nodeNames: node-1
 position: 3
 expiresAt: "2126-01-01T04:00:00Z"
 price: {perHour: "145.00", currency: RUB, book: first}

@@ -40,6 +40,7 @@ from tests.integration.looks import (
     gone,
     lease_where,
     nothing_left,
+    reported,
     restart_apiserver,
     running,
     slots_of,
@@ -360,11 +361,16 @@ async def test_a_job_that_is_refused_late_stalls_its_own_lease_and_no_other(worl
     await _patch(world, "late", suspend=False)
     stalled = await lease_where(world, "late", "stalled", lambda one: "exceeded quota: none" in told(one, "Stalled"))
     assert (condition_of(stalled, "Ready") or {})["status"] == "False"
+    await eventually("its devices to be given back", lambda: _holds_nothing(world, stalled["metadata"]["uid"]))
     await world.create(lease("other", gpus=WHOLE))
     await world.ready("other")
     assert not await world.records("late")
     await world.api.delete("/api/v1/namespaces/team-a/resourcequotas/none")
     await world.ready("late")
+
+
+async def _holds_nothing(world: World, uid: str) -> bool:
+    return not await slots_of(world, uid)
 
 
 async def _counted(world: World) -> bool:
@@ -399,6 +405,26 @@ async def _completed(world: World, path: str) -> None:
     await eventually(f"the end of {path}", look)
 
 
+@story
+async def test_a_claim_made_by_hand_without_labels_does_not_keep_its_device_beyond_the_lease(world: World) -> None:
+    await world.create(lease("crafty", gpus=WHOLE, term={"duration": "4s", "notice": "1s"}))
+    ready = await world.ready("crafty")
+    made = await world.get(resources.RESOURCE_CLAIM_TEMPLATES, "crafty", "team-a")
+    assert made is not None
+    claim = {"metadata": {"name": "own"}, "spec": made["spec"]["spec"]}
+    await world.api.create(resources.RESOURCE_CLAIMS.path("team-a"), claim)
+    container = {"name": "main", "image": "registry.invalid/x", "resources": {"claims": [{"name": "gpu"}]}}
+    spec = {"containers": [container], "resourceClaims": [{"name": "gpu", "resourceClaimName": "own"}]}
+    await world.api.create(
+        resources.PODS.path("team-a"), {"metadata": {"name": "own", "labels": {"app": "own"}}, "spec": spec}
+    )
+    await eventually("its pod", lambda: running(world, app="own"))
+    await world.settled("crafty")
+    assert not await running(world, app="own")
+    await nothing_left(world, ready["metadata"]["uid"])
+    await world.api.delete(resources.RESOURCE_CLAIMS.path("team-a", "own"))
+
+
 # --- agents and nodes ---------------------------------------------------------------------------------------------
 
 
@@ -407,6 +433,7 @@ def fragile() -> Iterator[Living]:
     living = Living(SMALL, heartbeat_seconds=0.5, heartbeat_lease_seconds=2)
     try:
         living.start()
+        living.run(reported(living.world))
         yield living
     finally:
         living.stop()

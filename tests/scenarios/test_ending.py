@@ -98,10 +98,51 @@ def test_a_tenants_deployment_does_not_get_its_gpu_back() -> None:
     cluster.run(3)
     served = {pod.name for pod in cluster.pods.values() if pod.owner.startswith("deployment") and pod.claim.prepared}
     assert len(served) == 1
-    for _ in range(40):
+    ends = cluster.leases[lease].status.expires_at
+    assert ends is not None
+    cluster.lags = lambda _: ends <= cluster.now < ends + timedelta(seconds=5)
+    for _ in range(60):
         cluster.step()
         now = {pod.name for pod in cluster.pods.values() if pod.owner.startswith("deployment") and pod.claim.prepared}
         assert now <= served, "a pod that came after the end was given the GPU"
+    assert cluster.is_true(lease, ConditionType.SETTLED)
+
+
+def test_an_operator_that_was_away_at_the_end_bills_no_second_more() -> None:
+    cluster = one_node()
+    lease = ready(cluster, duration="5s", notice="1s")
+    for _ in range(30):
+        cluster.now += timedelta(seconds=1)
+        cluster.everybody_else()
+    cluster.run(5)
+    assert cluster.ledger(lease) == [(5, "Expired")]
+
+
+def test_an_operator_that_died_after_the_last_second_was_recorded_remembers_why_it_was_the_last() -> None:
+    cluster = one_node()
+    lease = ready(cluster, duration="5s", notice="1s")
+    while not cluster.ledger(lease):
+        cluster.dies_after = cluster.writes + 1
+        cluster.step()
+    cluster.delete(lease)
+    cluster.step()
+    ended = cluster.leases[lease].status.ended
+    assert ended is not None
+    assert (ended.reason, ended.at) == (Reason.EXPIRED, cluster.leases[lease].status.billable_to)
+
+
+def test_nobody_is_stopped_before_the_agent_has_withdrawn_the_device() -> None:
+    cluster = one_node()
+    lease = ready(cluster, duration="5s", notice="1s")
+    cluster.run(2)
+    (pod,) = (pod for pod in cluster.pods.values() if pod.claim.holder == lease)
+    cluster.lags = lambda _: True
+    cluster.run(10)
+    assert cluster.ledger(lease) == [(5, "Expired")]
+    assert lease in cluster.templates
+    assert pod.stops_at is None
+    cluster.lags = lambda _: False
+    cluster.run(8)
     assert cluster.is_true(lease, ConditionType.SETTLED)
 
 

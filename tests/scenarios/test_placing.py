@@ -104,6 +104,30 @@ def test_a_lease_that_is_draining_is_disturbed_less_gladly_than_miners() -> None
     assert nodes_of(cluster, second) == ["a"]
 
 
+def test_each_device_that_is_draining_counts() -> None:
+    """A second lease on a GPU that drains waits for another tenant's grace; a miner elsewhere is stopped sooner."""
+    cluster = Cluster()
+    cluster.add_node("a", 1, mig={0}).labels["only"] = "a"
+    cluster.run(1)
+    former = [cluster.create(f"former-{number}", "3g.40gb") for number in range(2)]
+    for lease in former:
+        cluster.deploy(lease)
+    cluster.run(5)
+    cluster.add_node("b", 1, mig={0})
+    cluster.add_pool()
+    cluster.run(4)
+    for lease in former:
+        cluster.delete(lease)
+    cluster.run(1.5)
+    pod = {"containers": [], "nodeSelector": {"only": "a"}}
+    bound = cluster.create("bound", "3g.40gb", template={"spec": pod})
+    cluster.works[bound] = None
+    free = cluster.create("free", "3g.40gb")
+    cluster.step()
+    assert nodes_of(cluster, bound) == ["a"]
+    assert nodes_of(cluster, free) == ["b"]
+
+
 def test_a_gang_is_placed_across_nodes_all_together() -> None:
     cluster = mining_cluster()
     gang = cluster.create("gang", count=6, pods=2)
@@ -135,6 +159,52 @@ def test_a_conflict_on_one_node_leaves_no_half_of_a_gang() -> None:
     cluster.run(7)
     assert cluster.is_true(gang)
     assert len(cluster.slots_of(gang)) == 12
+
+
+def test_a_placement_that_was_not_carried_out_is_the_same_attempt_again() -> None:
+    cluster = mining_cluster()
+    lease = cluster.create("train", works=5.0)
+    cluster.dies_after = cluster.writes + 2
+    cluster.step()
+    assert cluster.leases[lease].status.attempt == 1
+    assert not cluster.slots_of(lease)
+    cluster.step()
+    assert {slot.attempt for _, slot in cluster.slots_of(lease)} == {1}
+
+
+def test_a_placement_is_of_the_attempt_that_the_lease_was_admitted_with() -> None:
+    """The operator dies between admitting the next attempt and promising its devices, and the node comes back."""
+    cluster = Cluster()
+    cluster.add_node("a", 1)
+    cluster.add_node("b", 1)
+    lease = cluster.create("train", works=50.0)
+    cluster.step()
+    ((first, _),) = cluster.slots_of(lease)
+    cluster.nodes[first].ready = False
+    cluster.dies_after = cluster.writes + 1
+    cluster.step()
+    assert cluster.leases[lease].status.attempt == 2
+    cluster.nodes[first].ready = True
+    cluster.run(6)
+    assert cluster.is_true(lease)
+    assert {slot.attempt for _, slot in cluster.slots_of(lease)} == {cluster.leases[lease].status.attempt}
+    assert [job.facts.attempt for job in cluster.jobs.values()] == [cluster.leases[lease].status.attempt]
+
+
+def test_a_lease_is_ready_only_when_its_devices_are_offered_to_the_scheduler() -> None:
+    cluster = Cluster()
+    node = cluster.add_node("a", 1)
+    lease = cluster.create("train")
+    while not any(device.ready_at for device in node.held.values()):
+        cluster.step()
+    cluster.lags = lambda _: True
+    cluster.run(3)
+    assert not any(device.published for device in node.held.values())
+    assert not cluster.is_true(lease)
+    assert not cluster.records
+    cluster.lags = lambda _: False
+    cluster.run(1)
+    assert cluster.is_true(lease)
 
 
 def test_only_nodes_where_the_pods_may_run_are_used() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpu_tenancy.agent.situation import Held, PreparedClaim, PreparedDevice, Situation, claims_on, is_wanted
-from gpu_tenancy.agent.steps import UNWALKED, fault, was_walked
+from gpu_tenancy.agent.steps import UNWALKED, fault, is_there, was_walked
 from gpu_tenancy.api.claim import ClaimHolder
 from gpu_tenancy.api.names import DRIVER
 from gpu_tenancy.api.node import SlotState
@@ -73,6 +73,8 @@ def _serving(situation: Situation, device: str) -> Held:
     if held.state is not SlotState.READY or wrong is not None:
         trouble = wrong or held.message
         raise Refusal(f"device {device} is {held.state}, not Ready" + (f": {trouble}" if trouble else ""))
+    if not is_there(situation, held):
+        raise Refusal(f"device {device} lost its MIG instance and is being made again")
     if not was_walked(situation, held.slot):
         raise Refusal(f"device {device} {UNWALKED}")
     return held

@@ -350,7 +350,7 @@ def _make(situation: Situation, held: Held) -> Iterator[Step]:
 
 
 def _announce(situation: Situation, held: Held) -> Iterator[Step]:
-    if not _exists(situation, held):
+    if not is_there(situation, held):
         yield Remake(held.slot.device)
     elif not held.stored:
         yield Store(held.slot.device)
@@ -371,7 +371,7 @@ def _begin(situation: Situation, held: Held) -> Step:
     return Create(slot) if instance is None else Adopt(slot, instance)
 
 
-def _exists(situation: Situation, held: Held) -> bool:
+def is_there(situation: Situation, held: Held) -> bool:
     """Whether what serves is there, as far as it is known."""
     if held.slot.profile == FULL or not was_walked(situation, held.slot):
         return True
@@ -386,7 +386,8 @@ def making_blocked(situation: Situation, held: Held) -> str | None:
             return release_blocked(situation, other) or _takes(other)
     for instance in situation.instances.get(held.slot.gpu, ()):
         if _mask(instance) & mask and is_own(situation, instance) and instance_of(situation, held) != instance:
-            return f"waits for MIG instance {instance.profile} at {instance.start} of a former device to be destroyed"
+            where = f"{instance.profile} at memory slice {instance.start}"
+            return f"waits for MIG instance {where} of a former device to be destroyed"
     return None
 
 

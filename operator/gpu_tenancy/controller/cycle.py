@@ -229,7 +229,7 @@ class Cycle:
         writes = [
             self._report_lease(outlook.lease, statuses[outlook.lease.uid], outcome, now)
             for outlook in plan.leases
-            if outlook.lease.uid not in outcome.failed
+            if outlook.lease.uid not in outcome.failed and not self._statuses.is_said(outlook.lease.uid)
         ]
         for one in plan.pools:
             new = status.pool_status(one, snapshot.failures.get(one.pool.uid), now)
@@ -246,8 +246,6 @@ class Cycle:
     async def _report_lease(self, lease: LeaseFacts, new: GpuLeaseStatus, outcome: Outcome, now: datetime) -> None:
         body = self.views.store.get(resources.GPU_LEASES, lease.key.namespace, lease.key.name)
         if body is None or body["metadata"]["uid"] != lease.uid:
-            return
-        if self._statuses.is_said(lease.uid):
             return
         wire = new.to_wire()
         if body.get("status") != wire and not (

@@ -6,6 +6,7 @@ peering. See docs/adr for why.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import kopf
@@ -46,7 +47,7 @@ def _feed(registry: kopf.OperatorRegistry, resource: Resource, cycle: Cycle) -> 
 def _configure(settings: kopf.OperatorSettings) -> None:
     settings.persistence.finalizer = f"{GROUP}/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)
+    settings.persistence.diffbase_storage = _NoEssence()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.watching.server_timeout = 300
@@ -54,3 +55,24 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
     settings.process.ultimate_exiting_timeout = 20
+
+
+class _NoEssence(kopf.DiffBaseStorage):
+    """Nothing is compared: kopf would copy every object at every event to find out what differs from the last time,
+    which only handlers other than `on.event` are told. That copy was a quarter of the operator's processor time."""
+
+    def build(
+        self,
+        *,
+        body: kopf.Body,  # noqa: ARG002  (kopf's interface)
+        extra_fields: Iterable[str | tuple[str, ...] | list[str] | None] | None = None,  # noqa: ARG002
+    ) -> kopf.BodyEssence:
+        """Nothing of the object."""
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:  # noqa: ARG002
+        """Nothing was kept."""
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Keep nothing."""

@@ -117,9 +117,7 @@ class Pulse:
     def note(self, old: digests.Heartbeat | None, new: digests.Heartbeat | None) -> bool:
         """Take a heartbeat in; whether an agent is back that had been given up."""
         if new is None or new.spec.renew_time is None:
-            if old is not None:
-                self._until.pop(_node_of(old), None)
-            return False
+            return False  # a heartbeat that somebody deletes says nothing: what was heard counts until it runs out
         now = self._clock()
         seen = now if old is not None else min(now, new.spec.renew_time)
         former = self._until.get(_node_of(new))

@@ -14,7 +14,7 @@ from gpu_tenancy.agent.claims import Refusal, admitted
 from gpu_tenancy.agent.situation import PreparedClaim, PreparedDevice, Situation
 from gpu_tenancy.api.claim import ClaimHolder
 from gpu_tenancy.mig.profiles import FULL
-from tests.unit.agent.world import MIG_GPU, WHOLE, World, slot
+from tests.unit.agent.world import MIG_GPU, WHOLE, World, claim_of, slot
 
 WANTED = slot(WHOLE, FULL, 0, 1)
 SLICE = slot(MIG_GPU, "3g.40gb", 4, 1)
@@ -29,16 +29,7 @@ def serving() -> Situation:
 
 
 def claim(*devices: str, holder: str = "uid-1", namespace: str = "team-1") -> Body:
-    opaque = {"driver": "gpu-tenancy.dev", "parameters": ClaimHolder(holder=holder).to_wire()}
-    results = [{"driver": "gpu-tenancy.dev", "pool": "n1", "device": device, "request": "gpus"} for device in devices]
-    return {
-        "metadata": {"namespace": namespace, "name": "train", "uid": "claim-1"},
-        "spec": {"devices": {"requests": [{"name": "gpus"}], "config": [{"opaque": opaque}]}},
-        "status": {
-            "allocation": {"devices": {"results": results}},
-            "reservedFor": [{"resource": "pods", "name": "train-0", "uid": "p"}],
-        },
-    }
+    return claim_of(devices, holder=holder, namespace=namespace, uid="claim-1")
 
 
 def test_the_holders_own_claim_gets_its_devices() -> None:
@@ -148,6 +139,12 @@ def test_a_slice_whose_instance_is_not_known_again_yet_waits() -> None:
     with pytest.raises(Refusal, match="waits until the driver lists the MIG instances"):
         admitted(situation, "n1", claim(SLICE.device), "claim-1")
     assert admitted(situation, "n1", claim(WANTED.device), "claim-1").uid == "claim-1"
+
+
+def test_a_slice_whose_instance_was_destroyed_by_somebody_goes_to_nobody() -> None:
+    situation = known.walked(serving(), MIG_GPU, [])
+    with pytest.raises(Refusal, match="lost its MIG instance and is being made again"):
+        admitted(situation, "n1", claim(SLICE.device), "claim-1")
 
 
 def test_a_device_is_prepared_for_one_claim_at_a_time() -> None:

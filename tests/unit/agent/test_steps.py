@@ -63,7 +63,7 @@ def test_a_whole_gpu_changes_hands_without_its_old_holder_ever_meeting_the_new_o
     assert waiting.state is SlotState.PREPARING
     assert waiting.message == (
         "waits for mining pool team-2/holder-2 to release gpu-whole-full-0-2: "
-        "1 claim still prepared (claim team-2/miner)"
+        "1 claim still prepared (pod team-2/train-0)"
     )
     assert world.in_slice == set()
     world.settle()
@@ -247,16 +247,20 @@ def test_a_kill_between_creation_and_its_record_adopts_the_instance() -> None:
     assert len(world.hardware) == 1
 
 
-def test_what_a_killed_creation_left_behind_is_destroyed_before_its_place_is_used() -> None:
+def test_what_was_still_being_created_for_a_dropped_slot_is_destroyed_before_its_place_is_used() -> None:
     dropped, wanted = slot(MIG_GPU, "2g.20gb", 2, 1), slot(MIG_GPU, "3g.40gb", 0, 1)
     world = World()
     world.specify([dropped])
     world.take(world.enabled()[0])
     world.begin_creation(dropped)
-    world.restart()
     world.specify([wanted])
     world.agent, _ = steps.settled(world.agent)
-    assert "of a former device to be destroyed" in world.agent.held[wanted.device].message
+    assert dropped.device not in world.agent.held
+    world.walk()
+    world.agent, _ = steps.settled(world.agent)
+    assert world.agent.held[wanted.device].message == (
+        "waits for MIG instance 2g.20gb at memory slice 2 of a former device to be destroyed"
+    )
     world.settle()
     assert [one.profile for one in world.hardware.values()] == ["3g.40gb"]
 

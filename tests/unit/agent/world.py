@@ -5,17 +5,21 @@ It plays hardware, API server, kubelet and holders; the agent's part is the real
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import assert_never
+from typing import Any, assert_never
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent import steps
+from gpu_tenancy.agent.claims import Refusal, admitted
 from gpu_tenancy.agent.gpus import GpuFacts, Instance
-from gpu_tenancy.agent.situation import PreparedClaim, PreparedDevice, Situation
+from gpu_tenancy.agent.situation import Situation
 from gpu_tenancy.agent.steps import Announcement, Hardware, Step
 from gpu_tenancy.api.base import Holder, HolderKind
-from gpu_tenancy.api.node import GpuMode, Slot, SlotState
+from gpu_tenancy.api.claim import ClaimHolder
+from gpu_tenancy.api.names import DRIVER
+from gpu_tenancy.api.node import GpuMode, Slot
 from gpu_tenancy.mig.profiles import FULL, of_model
 
 MODEL = "A100-SXM4-80GB"
@@ -39,6 +43,20 @@ def slot(gpu: str, profile: str, start: int, number: int) -> Slot:
     """A slot of holder `number`; its device is named after placement and holder, as the operator does."""
     device = f"{gpu.lower()}-{profile.replace('.', '')}-{start}-{number}"
     return Slot(device=device, gpu=gpu, profile=profile, start=start, holder=holder(number), since=EPOCH)
+
+
+def claim_of(devices: Sequence[str], *, holder: str, namespace: str, uid: str) -> dict[str, Any]:
+    """A ResourceClaim on node n1 with these devices allocated, made for the holder with that UID."""
+    opaque = {"driver": DRIVER, "parameters": ClaimHolder(holder=holder).to_wire()}
+    results = [{"driver": DRIVER, "pool": "n1", "device": device, "request": "gpus"} for device in devices]
+    return {
+        "metadata": {"namespace": namespace, "name": "train", "uid": uid},
+        "spec": {"devices": {"requests": [{"name": "gpus"}], "config": [{"opaque": opaque}]}},
+        "status": {
+            "allocation": {"devices": {"results": results}},
+            "reservedFor": [{"resource": "pods", "name": "train-0", "uid": "p"}],
+        },
+    }
 
 
 def instance(gpu: str, profile: str, start: int, serial: int) -> Instance:
@@ -160,20 +178,19 @@ class World:
         self.agent = known.specified(self.agent, wanted, self.agent.generation + 1)
 
     def prepare(self, device: str, uid: str, *, runs: bool = True) -> bool:
-        """kubelet asks for a claim on the device, under the conditions that the agent's DRA server checks.
+        """kubelet asks for a claim of the holder on the device; whether it was prepared.
 
         `runs`: a process begins to use it.
         """
-        held = self.agent.held.get(device)
-        free = not known.claims_on(self.agent, device)
-        if held is None or not free or held.state is not SlotState.READY or not known.is_wanted(self.agent, held):
+        owner = self.agent.held[device].slot.holder
+        body = claim_of([device], holder=owner.uid, namespace=owner.namespace, uid=uid)
+        try:
+            claim = admitted(self.agent, "n1", body, uid)
+        except Refusal:
             return False
-        claim = PreparedClaim(
-            uid=uid, namespace=held.slot.holder.namespace, name=uid, devices=(PreparedDevice(device=device),)
-        )
         self.agent = known.claimed(self.agent, claim)
         if runs:
-            self.processes.add(held.uuid)
+            self.processes.add(self.agent.held[device].uuid)
         self.disk = self.agent
         return True
 

@@ -117,11 +117,12 @@ def test_a_heartbeat_from_the_future_counts_no_longer_than_any_other() -> None:
     assert pulse.until("n1") == _at(LONGEST_PATIENCE)
 
 
-def test_an_agent_whose_heartbeat_is_withdrawn_was_never_heard() -> None:
+def test_a_heartbeat_that_somebody_deletes_counts_until_it_runs_out() -> None:
     pulse = Pulse(lambda: _at(0))
     pulse.note(None, _heartbeat(0))
-    pulse.note(_heartbeat(0), None)
-    assert pulse.until("n1") is None
+    assert not pulse.note(_heartbeat(0), None)
+    assert pulse.until("n1") == _at(40)
+    assert not pulse.note(None, _heartbeat(0))
 
 
 def test_an_agent_that_is_seen_for_the_first_time_calls_for_a_cycle_and_one_that_goes_does_not() -> None:

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_tenancy.api.base import Holder, HolderKind
-from gpu_tenancy.api.lease import Price, Tier
+from gpu_tenancy.api.lease import GpuLeaseStatus, Price, Tier
 from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
 from gpu_tenancy.core import ledger
 from gpu_tenancy.core.ledger import SliceState, slice_states
-from gpu_tenancy.core.snapshot import NodeFacts, RecordFacts
+from gpu_tenancy.core.snapshot import Key, LeaseFacts, NodeFacts, RecordFacts
 from gpu_tenancy.core.terms import ceil_second, floor_second, seconds_between
 from gpu_tenancy.mig.profiles import of_model
-from tests.unit.core.builders import MODEL, START, gpus
+from tests.unit.core.builders import MODEL, START, gpus, lease_spec
 
 INSTANTS = st.datetimes(START.replace(tzinfo=None), START.replace(tzinfo=None, year=2027)).map(
     lambda naive: naive.replace(tzinfo=START.tzinfo)
@@ -54,6 +54,17 @@ def test_a_segment_never_ends_before_it_began_nor_after_its_end(start: datetime,
     assert billable_to == start + timedelta(seconds=seconds)
     assert seconds == 0 if end < start else billable_to <= end
     assert seconds_between(start, end) == seconds
+
+
+def test_a_segment_never_begins_inside_the_one_before_whatever_the_clock_says() -> None:
+    """Another operator takes over, and its clock is behind."""
+    earlier = RecordFacts("team", "r", segment(START, 100))
+    facts = LeaseFacts(Key("team", "train"), "uid", 1, START, lease_spec(), GpuLeaseStatus(), records=(earlier,))
+    holder = Holder(kind=HolderKind.GPU_LEASE, namespace="team", name="train", uid="uid")
+    slot = Slot(device="new", gpu="GPU-a-0", profile="full", holder=holder, since=START + timedelta(seconds=40))
+    node = NodeFacts("a", 1, tuple(gpus("a", 1)), (slot,), ())
+    now = START + timedelta(seconds=50)
+    assert ledger.segment_start([(node, slot)], [now], facts, now) == START + timedelta(seconds=100)
 
 
 @given(price=st.decimals("0", "99999", places=4), devices=st.integers(1, 1024), seconds=st.integers(0, 10**8))
