@@ -124,10 +124,11 @@ async def _part(part: Callable[[World, int], Coroutine[Any, Any, T]], world: Wor
 
 async def _clear(world: World) -> None:
     """Nothing is leased, nothing published, no pod and no claim is left."""
-    await fleet.empty(world.api, resources.PODS, NAMESPACE)
-    await fleet.empty(world.api, resources.GPU_LEASES, NAMESPACE)
-    for kind in (resources.RESOURCE_CLAIM_TEMPLATES, resources.RESOURCE_CLAIMS, resources.PODS):
+    for kind in (resources.PODS, resources.GPU_LEASES, resources.JOBS, resources.PODS):
         await fleet.empty(world.api, kind, NAMESPACE)
+    for kind in (resources.RESOURCE_CLAIM_TEMPLATES, resources.RESOURCE_CLAIMS):
+        # Their controller would take its finalizer off at its own 20 requests per second.
+        await fleet.empty(world.api, kind, NAMESPACE, force=True)
     if not world.control_plane.alive(OPERATOR):
         await fleet.at_once(_set_slots(world.api, server.name, []) for server in world.servers)
     while await _published(world) or any(node["status"].get("slots") for node in await fleet.gpu_nodes(world)):

@@ -174,12 +174,19 @@ async def gpu_nodes(world: World) -> list[Object]:
         await asyncio.sleep(0.2)
 
 
-async def empty(api: Api, resource: Resource, namespace: str) -> None:
-    """Delete every object of a kind in a namespace, and wait until none is left."""
+async def empty(api: Api, resource: Resource, namespace: str, *, force: bool = False) -> None:
+    """Delete every object of a kind in a namespace, and wait until none is left. force: take finalizers off."""
     path = resource.path(namespace)
     await api.delete(path, {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0})
-    while await api.items(path, limit="1"):
+    while left := await api.items(path):
+        if force:
+            await at_once(_release(api, resource, namespace, one["metadata"]["name"]) for one in left)
         await asyncio.sleep(0.2)
+
+
+async def _release(api: Api, resource: Resource, namespace: str, name: str) -> None:
+    with contextlib.suppress(ApiError):  # it is gone by now
+        await api.patch(resource.path(namespace, name), {"metadata": {"finalizers": None}})
 
 
 def say(text: str) -> None:

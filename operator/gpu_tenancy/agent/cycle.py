@@ -208,7 +208,7 @@ class Agent:
     ) -> None:
         if new is None:
             # What was wanted stays wanted until there is a spec that says otherwise.
-            tasks.create_task(self._gpu_node_anew())
+            tasks.create_task(self._gpu_node_anew(outbox))
             return
         if old is None or old.metadata.uid != new.metadata.uid:
             outbox.check_status(new.metadata.uid)
@@ -219,9 +219,12 @@ class Agent:
             return
         memory.update(lambda now: known.specified(now, spec.slots, new.metadata.generation))
 
-    async def _gpu_node_anew(self) -> None:
+    async def _gpu_node_anew(self, outbox: Outbox) -> None:
+        """The GpuNode goes with its Node: whatever is made again belongs to the Node as it is now, or it goes too."""
         here = await self._persist(home.read, self._client, self._node)
+        outbox.home = here
         await self._persist(home.ensure_gpu_node, self._client, here.owner)
+        outbox.wake()
 
     async def _stay_home(self, outbox: Outbox) -> None:
         """Read the Node now and then: its annotation may change, and a Node made anew owns nothing of ours yet."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from gpu_tenancy.agent import report
+from gpu_tenancy.agent import home, report
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.clock import Clock
 from gpu_tenancy.agent.home import Home, Owner
@@ -127,6 +127,9 @@ class Outbox:
         self._memory.update(lambda now: known.published(now, names))
 
     async def _put_slice(self, there: Object | None, devices: list[dict[str, Any]]) -> Object:
+        if there is None:
+            # A slice vanishes with its Node: made for the former one it would be collected again at once.
+            self.home = await home.read(self._client, self.home.owner.name)
         generation = 1 if there is None else int(there["spec"]["pool"]["generation"]) + 1
         body = report.resource_slice(self.home.owner, devices, generation)
         if there is None:

@@ -82,7 +82,10 @@ def _models(lease: LeaseFacts, context: Context) -> list[str]:
 
 def refusal(lease: LeaseFacts, context: Context) -> Refusal | None:
     """The first check that fails, or None for a lease that may be placed now if there is room."""
-    return next((found for check in ADMISSION if (found := check(lease, context))), None)
+    for check in ADMISSION:
+        if found := check(lease, context):
+            return found
+    return None
 
 
 def readable(lease: LeaseFacts, _: Context) -> Refusal | None:

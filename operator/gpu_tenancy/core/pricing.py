@@ -19,8 +19,8 @@ class Book(NamedTuple):
     name: str
     effective_from: datetime
     currency: str
-    rates: dict[tuple[str, str], str]
-    """(model, profile) → price per device and hour."""
+    rates: dict[tuple[str, str], Price]
+    """(model, profile) → price of one device for an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,7 @@ class Pricing:
 
     def price(self, model: str, profile: str) -> Price | None:
         """Price of one device for an hour, or None where the current book has no such rate."""
-        if self.current is None:
-            return None
-        rate = self.current.rates.get((model, profile))
-        if rate is None:
-            return None
-        return Price(per_hour=rate, currency=self.current.currency, book=self.current.name)
+        return self.current.rates.get((model, profile)) if self.current else None
 
     def allows(self, model: str, profile: str) -> bool:
         """Whether a lease of that model and profile may be admitted as far as prices go."""
@@ -65,7 +60,10 @@ def pricing(books: Sequence[BookFacts], now: datetime) -> Pricing:
 
 
 def _book(name: str, spec: PriceBookSpec) -> Book:
-    rates = {(rate.model, rate.profile): rate.per_hour for rate in spec.rates}
+    rates = {
+        (rate.model, rate.profile): Price(per_hour=rate.per_hour, currency=spec.currency, book=name)
+        for rate in spec.rates
+    }
     return Book(name, spec.effective_from, spec.currency, rates)
 
 
