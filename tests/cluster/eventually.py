@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS: Final = 60.0
+PATIENCE_SECONDS: Final = 150.0
 POLL_SECONDS: Final = 0.02
 
 

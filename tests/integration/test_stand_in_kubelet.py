@@ -58,6 +58,9 @@ class Plugin(DRAPluginServicer, RegistrationServicer):
         if self._server is not None:
             await self._server.stop(None)
 
+    def is_refused(self) -> bool:
+        return self.outcome is not None and not self.outcome.plugin_registered
+
     async def GetInfo(self, _request: registration.InfoRequest, _context: object) -> registration.PluginInfo:  # noqa: N802
         return registration.PluginInfo(
             type=self.type, name=DRIVER, endpoint=str(self.endpoint), supported_versions=["v1.DRAPlugin"]
@@ -194,9 +197,9 @@ def test_a_plugin_of_another_type_is_refused_and_told_why(shared: Shared) -> Non
         await one.plugin.stop()
         one.plugin.type = "CSIPlugin"
         await one.plugin.start()
-        await one.until("the refusal", lambda: one.node in one.kubelet.registration_errors)
+        await one.until("the refusal", one.plugin.is_refused)
         assert one.plugin.outcome is not None
-        assert not one.plugin.outcome.plugin_registered
+        assert one.node in one.kubelet.registration_errors
         assert "'CSIPlugin' is not supported" in one.plugin.outcome.error
 
     shared.run(body, "wrong-type")
