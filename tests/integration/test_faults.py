@@ -278,6 +278,7 @@ async def _nothing_is_held_twice(world: World) -> None:
         assert len(wanted) == len(set(wanted)), node["metadata"]["name"]
 
 
+@pytest.mark.exhaustive
 @story
 async def test_a_lease_whose_slot_somebody_removed_is_placed_anew_and_billed_for_neither_twice(world: World) -> None:
     await world.create(lease("robbed", gpus={**WHOLE, "count": 2}, template=template()))

@@ -195,7 +195,7 @@ async def test_a_finished_job_releases_its_lease_and_says_so(world: World, exit_
     assert ended["status"]["ended"]["reason"] == reason
     [record] = await world.records(name)
     assert record["spec"]["reason"] == reason
-    assert record["spec"]["seconds"] in (1, 2, 3)
+    assert record["spec"]["seconds"] >= 1
 
     async def let_go() -> bool:
         found = await world.get(resources.GPU_LEASES, name, "team-a")
