@@ -432,11 +432,14 @@ def family(cp: ControlPlane) -> list[psutil.Process]:
 def starter(then: str) -> Iterator[tuple[subprocess.Popen[str], Path, list[psutil.Process]]]:
     """A process of its own that starts a small control plane and does `then`; with the folder and its processes."""
     script = f"""
-        import asyncio
+        import asyncio, signal
         from pathlib import Path
         from tests.cluster.components import API_ONLY
         from tests.cluster.control_plane import ControlPlane
         from tests.cluster.detached import detach
+
+        # A shell that runs the tests in the background has its jobs ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         async def main():
             async with ControlPlane(components=API_ONLY) as cp:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from gpu_tenancy.api.lease import Price, Reason
 from gpu_tenancy.api.node import Slot
@@ -151,8 +152,7 @@ class Refusal:
     """It can never be placed as things are: it is refused, not queued."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(NamedTuple):
     """Everything that the plan found out about one lease; its status is derived from this."""
 
     lease: LeaseFacts

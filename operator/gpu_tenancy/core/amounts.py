@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from decimal import ROUND_CEILING
 from functools import lru_cache
+from typing import NamedTuple
 
 from gpu_tenancy.api.base import parse_quantity
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(NamedTuple):
     """An amount of node resources."""
 
     cpu_milli: int = 0
@@ -21,7 +20,7 @@ class Amount:
     pods: int = 0
     """Pod slots."""
 
-    def __add__(self, other: Amount) -> Amount:
+    def __add__(self, other: Amount) -> Amount:  # type: ignore[override]  # amounts add up, they are not appended
         return Amount(self.cpu_milli + other.cpu_milli, self.memory + other.memory, self.pods + other.pods)
 
     def __sub__(self, other: Amount) -> Amount:

@@ -33,14 +33,21 @@ class Context:
     full: dict[Want, str] = field(default_factory=dict)
     """What found no room, and why."""
     _wants: dict[str, list[Want]] = field(default_factory=dict)
+    _common: dict[tuple[str, int, int, str, PodNeeds], Want] = field(default_factory=dict)
     _impossible: dict[Want, Refusal | None] = field(default_factory=dict)
 
     def wants(self, lease: LeaseFacts) -> list[Want]:
         """What the lease asks for, once for each model on which it may be placed."""
         wants = self._wants.get(lease.uid)
         if wants is None:
-            wants = self._wants[lease.uid] = [want_of(lease, model) for model in _models(lease, self)]
+            wants = self._wants[lease.uid] = [self.want(lease, model) for model in _models(lease, self)]
         return wants
+
+    def want(self, lease: LeaseFacts, model: str) -> Want:
+        """What the lease asks for on one model."""
+        gpus = lease.spec.gpus
+        key = (gpus.profile, gpus.count, lease.spec.pods, model, needs_of(lease))
+        return self._common.get(key) or self._common.setdefault(key, Want(*key))
 
     def impossible(self, want: Want) -> Refusal | None:
         """Why no empty cluster could hold it; asked once per plan of what leases have in common."""
@@ -60,12 +67,6 @@ def needs_of(lease: LeaseFacts) -> PodNeeds:
         return DEFAULT_NEEDS
     resources = lease.spec.pod_resources
     return PodNeeds(Amount(cpu_milli(resources.cpu), memory_bytes(resources.memory), 1))
-
-
-def want_of(lease: LeaseFacts, model: str) -> Want:
-    """The lease as a want for one model."""
-    gpus = lease.spec.gpus
-    return Want(gpus.profile, gpus.count, lease.spec.pods, model, needs_of(lease))
 
 
 def _models(lease: LeaseFacts, context: Context) -> list[str]:
@@ -145,7 +146,7 @@ def priced(lease: LeaseFacts, context: Context) -> Refusal | None:
 def possible(lease: LeaseFacts, context: Context) -> Refusal | None:
     """The cluster could hold the lease if it were empty."""
     answers = []
-    for want in context.wants(lease) or [want_of(lease, lease.spec.gpus.model or "")]:
+    for want in context.wants(lease) or [context.want(lease, lease.spec.gpus.model or "")]:
         answer = context.impossible(want)
         if answer is None:
             return None

@@ -7,7 +7,7 @@ higher priority wants the device. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -57,21 +57,21 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
     here = [miner for miner in miners if _may_run_on(node, miner.pool)]
     if not here:
         return []
-    current, free = _current(node), node.free
+    free, planned = node.free, not node.objection
     slots: list[Slot] = []
     vacant: list[tuple[GpuBook, Placement]] = []
     for book in node.gpus.values():
         usable = _usable(here, book)
         for placement in _places(book):
-            slot = current.get((book.gpu.uuid, placement))
-            keeper = slot and _keeper(slot, usable, challenged=not node.objection)
+            slot = _slot_at(book, placement)
+            keeper = _keeper(slot, usable, challenged=planned) if slot else None
             if slot and keeper and keeper.amount.at_most(free):
                 free -= keeper.amount
                 slots.append(slot)
             else:
                 vacant.append((book, placement))
-    if vacant and not node.objection:
-        slots.extend(_fill(vacant, here, free, current, now))
+    if vacant and planned:
+        slots.extend(_fill(vacant, here, free, now))
     return slots
 
 
@@ -86,18 +86,14 @@ def _keeper(slot: Slot, usable: Sequence[Miner], *, challenged: bool) -> Miner |
 
 
 def _fill(
-    places: Iterable[tuple[GpuBook, Placement]],
-    miners: Sequence[Miner],
-    free: Amount,
-    current: Mapping[tuple[str, tuple[str, int]], Slot],
-    now: datetime,
+    places: Iterable[tuple[GpuBook, Placement]], miners: Sequence[Miner], free: Amount, now: datetime
 ) -> Iterator[Slot]:
     """The best pool that fits takes each place; where that is the one that has it already, nothing changes."""
     for book, placement in places:
         for miner in _usable(miners, book):
             if miner.amount.at_most(free):
                 free -= miner.amount
-                slot = current.get((book.gpu.uuid, placement))
+                slot = _slot_at(book, placement)
                 stays = slot is not None and slot.holder.uid == miner.pool.uid
                 yield slot if slot is not None and stays else _slot(miner, book, placement, now)
                 break
@@ -112,13 +108,12 @@ def _places(book: GpuBook) -> Sequence[Placement]:
     return () if book.hard else (WHOLE,)
 
 
-def _current(node: NodeBook) -> dict[tuple[str, tuple[str, int]], Slot]:
-    """Slots that pools hold on the node by GPU and placement."""
-    return {
-        (slot.gpu, (slot.profile, slot.start)): slot
-        for slot in node.facts.slots
-        if slot.holder.kind is HolderKind.MINING_POOL
-    }
+def _slot_at(book: GpuBook, placement: Placement) -> Slot | None:
+    """What a pool holds there now."""
+    for slot in book.mined:
+        if slot.start == placement.start and slot.profile == placement.profile:
+            return slot
+    return None
 
 
 def _usable(miners: Sequence[Miner], book: GpuBook) -> Sequence[Miner]:

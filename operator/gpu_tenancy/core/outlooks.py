@@ -5,7 +5,6 @@ An Outlook is everything that the plan found out about one lease; its status and
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpu_tenancy.api.lease import Reason
@@ -48,23 +47,23 @@ def _holding(base: Outlook, stock: Stock, now: datetime) -> Outlook:
     if record := lease.open_record:
         if end is None:
             return base
-        return replace(base, closed=_close(record, lease.uid, end), end_message=end.message)
+        return base._replace(closed=_close(record, lease.uid, end), end_message=end.message)
     if waiting := _waiting(stock):
-        return replace(base, waiting=waiting, waiting_reason=_waiting_reason(stock))
+        return base._replace(waiting=waiting, waiting_reason=_waiting_reason(stock))
     return _opening(base, stock, now)
 
 
 def _opening(base: Outlook, stock: Stock, now: datetime) -> Outlook:
     """Every device is ready: billing begins. A lease that is over already is so once the segment is closed again."""
-    lease, base = stock.lease, replace(base, over=False)
+    lease, base = stock.lease, base._replace(over=False)
     reports = [report for node, slot in stock.held if (report := stock.report(node, slot)) is not None]
     ready_at = [report.ready_at for report in reports if report.ready_at is not None]
     start = ledger.segment_start(stock.held, ready_at, lease, now)
     opened = ledger.segment(lease, stock.held, start)
     if stock.term.length is None:
-        return replace(base, opened=opened)
+        return base._replace(opened=opened)
     left = stock.term.length - timedelta(seconds=billed_seconds(lease.records))
-    return replace(base, opened=opened, expires_at=start + left)
+    return base._replace(opened=opened, expires_at=start + left)
 
 
 def _waiting(stock: Stock) -> str:
@@ -94,7 +93,7 @@ def _leaving(base: Outlook, stock: Stock, now: datetime) -> Outlook:
     draining = _draining(stock, now)
     message = status.ended.message if status.ended else (end.message if end else "")
     ends = "Its namespace is being deleted." if stock.lease.namespace_ends else ""
-    return replace(base, draining=draining, settled=base.over and not draining, end_message=message, waiting=ends)
+    return base._replace(draining=draining, settled=base.over and not draining, end_message=message, waiting=ends)
 
 
 def _draining(stock: Stock, now: datetime) -> str:

@@ -8,7 +8,6 @@ deterministic; "no room" is a Refusal, never an exception. Applying a plan and p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpu_tenancy.api.base import Holder, HolderKind, parse_duration
@@ -85,7 +84,7 @@ def _hold(world: World, stock: Stock) -> None:
 def _slots(world: World, miners: Sequence[Miner], now: datetime) -> writes.Slots:
     """The wanted devices of every node: what leases hold, and what miners get of the rest."""
     return {
-        name: tuple(sorted((*node.slots, *miner_slots(node, miners, now)), key=lambda slot: slot.device))
+        name: tuple(sorted((*node.slots, *miner_slots(node, miners, now)), key=writes.by_device))
         for name, node in world.nodes.items()
     }
 
@@ -101,7 +100,7 @@ def _place_queue(stocks: Iterable[Stock], context: Context, snapshot: Snapshot, 
         if placed.refusal is not None and placed.refusal.reason is Reason.QUEUED:
             position += 1
             message = f"Position {position} in the queue: {placed.refusal.message}"
-            placed = replace(placed, position=position, refusal=Refusal(Reason.QUEUED, message))
+            placed = placed._replace(position=position, refusal=Refusal(Reason.QUEUED, message))
         yield placed
 
 

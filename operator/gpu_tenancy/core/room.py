@@ -43,7 +43,7 @@ def no_room(want: Want, world: World) -> str:
     """Why a possible lease finds no place now: what it needs and how much of that is there."""
     usable = [node for node in world.nodes.values() if not node.objection]
     left_out = _left_out(world)
-    seats = sum(_free_seats(node, want, world) for node in usable)
+    seats = sum(_free_seats(node, want) for node in usable)
     if want.profile != FULL:
         needs = f"needs {want.pods} free {want.profile} ({want.model}), {_each(want)}"
         return f"{needs}; there is room for {seats} beside the leases that run{left_out}"
@@ -118,9 +118,9 @@ def _free_wholes(node: NodeBook, want: Want) -> int:
     return sum(1 for book in node.gpus.values() if _serves(book, want) and not book.hard and book.gpu.healthy)
 
 
-def _free_seats(node: NodeBook, want: Want, world: World) -> int:
+def _free_seats(node: NodeBook, want: Want) -> int:
     """Pods that the node could take beside its leases, its miners gone."""
-    if not world.allows(node, want.needs):
+    if not want.allowed_on(node.facts):
         return 0
     if want.profile == FULL:
         seats = _free_wholes(node, want) // want.count

@@ -7,9 +7,8 @@ its term, the fact that ends it if there is one, and whether its devices stay wh
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import HolderKind, format_time
 from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
@@ -29,8 +28,7 @@ Seen = dict[tuple[str, str], tuple[NodeFacts, ObservedSlot]]
 """Devices as agents report them, by names of node and device."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stock:
+class Stock(NamedTuple):
     """What is known about one lease before anything is placed."""
 
     lease: LeaseFacts
@@ -150,8 +148,10 @@ def _fault(node: NodeFacts, slot: Slot, seen: Seen) -> str:
 
 def _unbilled(lease: LeaseFacts, held: Held, seen: Seen, over: bool) -> bool:
     """A lease whose Job was over before its devices were seen ready: its seconds are recorded first."""
+    if not over or lease.namespace_ends or len(held) != lease.devices:
+        return False
     job = current_job(lease)
-    if not over or lease.namespace_ends or len(held) != lease.devices or job is None or not job.finished:
+    if job is None or not job.finished:
         return False
     return all(_is_ready(node, slot, seen) for node, slot in held) and not _on_record(lease, held)
 

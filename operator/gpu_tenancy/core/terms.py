@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import format_duration, format_time, parse_duration
 from gpu_tenancy.api.lease import OnCompletion, Reason
@@ -35,8 +35,7 @@ class Ending:
         return self.reason in FINAL_REASONS
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """The duration in force and what became of a wish to change it."""
 
     duration: str | None
@@ -116,10 +115,12 @@ def ending(
 
     `lost` says why its devices are not there any more (node lost, slots removed), as a sentence; `lost_at` since when.
     """
+    if not (lost or lease.records or lease.jobs or lease.deleted_at or lease.spec.suspend):
+        return None  # nothing has happened to it yet
     facts = list(_endings(lease, term, now))
     if lost:
         facts.append(Ending(lost_at or now, Reason.NODE_LOST, lost))
-    return min(facts, key=lambda one: one.at, default=None)
+    return min(facts, key=lambda one: one.at) if facts else None
 
 
 def _endings(lease: LeaseFacts, term: Term, now: datetime) -> Iterator[Ending]:
@@ -140,6 +141,8 @@ def _endings(lease: LeaseFacts, term: Term, now: datetime) -> Iterator[Ending]:
 
 def current_job(lease: LeaseFacts) -> JobFacts | None:
     """The Job of the current placement attempt."""
+    if not lease.jobs:
+        return None
     return next((job for job in lease.jobs if job.attempt == lease.status.attempt), None)
 
 

@@ -6,41 +6,42 @@ keeps GPUs in buckets by that state, so that a decision looks at the few distinc
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from heapq import heapify, heappop, heappush
-from itertools import combinations
 from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import HolderKind
 from gpu_tenancy.api.node import Gpu, GpuMode, ObservedSlot, Slot
 from gpu_tenancy.core.amounts import Amount
+from gpu_tenancy.core.offers import DRAINING_COST, MINER_COST, MOST_DEVICES, GpuState, Offer, mask, offer
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts
-from gpu_tenancy.mig.layout import Placement, filling, mask_of
+from gpu_tenancy.mig.layout import Placement
 from gpu_tenancy.mig.profiles import FULL, of_model
 
-WHOLE_MASK: Final = 0xFF
-DRAINING_COST: Final = 10
-"""Waiting for a lease that still drains may take its whole grace; ten miners are stopped sooner."""
-MINER_COST: Final = 1
-MOST_DEVICES: Final = 7
-"""Devices that a GPU can be cut into."""
-_COMMON: Final = 420
-"""Least common multiple of 1…7, so that costs per pod compare as integers."""
+NO_MINERS: Final[frozenset[Placement]] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Want:
-    """What one pod of a lease needs, and how many pods there are."""
+    """What one pod of a lease needs, and how many pods there are. Leases that want the same share one."""
 
     profile: str
     count: int
     pods: int
     model: str
     needs: PodNeeds
+    _allowed: dict[str, bool] = field(default_factory=dict)
+
+    def allowed_on(self, facts: NodeFacts) -> bool:
+        """Whether selectors and taints let the pods on the node at all."""
+        verdict = self._allowed.get(facts.name)
+        if verdict is None:
+            verdict = self._allowed[facts.name] = not self.needs.objection(facts.name, facts.labels, facts.taints)
+        return verdict
 
 
 class Seat(NamedTuple):
@@ -55,7 +56,7 @@ class Seat(NamedTuple):
 class GpuBook:
     """State of one GPU in the working copy."""
 
-    __slots__ = ("bucket", "draining", "gpu", "hard", "mig", "miners", "node")
+    __slots__ = ("bucket", "draining", "gpu", "hard", "mig", "mined", "node")
 
     def __init__(self, gpu: Gpu, node: NodeBook) -> None:
         self.gpu = gpu
@@ -66,8 +67,8 @@ class GpuBook:
         """Memory slices held by leases, as bits."""
         self.draining = 0
         """Memory slices from which a former lease has not gone yet, as bits."""
-        self.miners: frozenset[Placement] = frozenset()
-        """Placements that pools hold."""
+        self.mined: tuple[Slot, ...] = ()
+        """What pools hold."""
         self.bucket: _SliceBucket | None = None
         """Where the GPU is filed; None: not in MIG mode, or nothing may be planned on it."""
 
@@ -96,16 +97,17 @@ class World:
         self.nodes = {facts.name: NodeBook(facts, now) for facts in sorted(nodes, key=lambda facts: facts.name)}
         self.all_models = sorted({book.gpu.model for node in self.nodes.values() for book in node.gpus.values()})
         """Models of the GPUs that are there, sorted."""
-        self._slices: dict[str, dict[_GpuState, _SliceBucket]] = {model: {} for model in self.all_models}
+        self._slices: dict[GpuState, _SliceBucket] = {}
+        self._rankings: dict[tuple[str, str, int], _Ranking] = {}
         self._wholes: dict[str, dict[_NodeState, _WholeBucket]] = {model: {} for model in self.all_models}
-        self._allowed: dict[PodNeeds, dict[str, bool]] = {}
+        self._models: dict[str, list[str]] = {}
 
     def hold(self, node: NodeBook, slot: Slot, amount: Amount) -> None:
         """Keep a lease's device where it is. `amount`: what its pod takes of the node, once per pod."""
         node.slots.append(slot)
         node.free -= amount
         if book := node.gpus.get(slot.gpu):
-            book.hard |= _bits(book.gpu.model, slot.profile, slot.start)
+            book.hard |= mask(book.gpu.model, slot.profile, slot.start)
 
     def settle(self) -> None:
         """Note miners and draining devices and fill the buckets; called once, after everything held is known."""
@@ -117,13 +119,15 @@ class World:
             for slot in node.facts.slots:
                 book = node.gpus.get(slot.gpu)
                 if book and slot.holder.kind is HolderKind.MINING_POOL:
-                    book.miners = _joined(book.miners, slot.profile, slot.start)
+                    book.mined += (slot,)
             if not node.objection:
                 self._file(node, node.gpus.values())
 
     def models(self, profile: str) -> list[str]:
         """Models present in the cluster that have the profile, in a fixed order."""
-        return [model for model in self.all_models if profile == FULL or profile in of_model(model)]
+        if profile not in self._models:
+            self._models[profile] = [one for one in self.all_models if profile == FULL or profile in of_model(one)]
+        return self._models[profile]
 
     def place(self, want: Want) -> tuple[Seat, ...] | None:
         """Seats for all pods at the least disturbance, taken in the working copy; None (and nothing taken) if one
@@ -136,22 +140,10 @@ class World:
                 self._undo(want, seats, before)
                 return None
             for seat in found:
-                before.extend((book, book.hard, book.draining) for book in seat.gpus)
+                before += [(book, book.hard, book.draining) for book in seat.gpus]
                 self._take(want, seat)
             seats += found
         return tuple(seats)
-
-    def allows(self, node: NodeBook, needs: PodNeeds) -> bool:
-        """Whether selectors and taints let the pod on the node at all."""
-        known = self._allowed.setdefault(needs, {})
-        verdict = known.get(node.facts.name)
-        if verdict is None:
-            facts = node.facts
-            verdict = known[facts.name] = not needs.objection(facts.name, facts.labels, facts.taints)
-        return verdict
-
-    def _fits(self, node: NodeBook, needs: PodNeeds) -> bool:
-        return needs.amount.at_most(node.free) and self.allows(node, needs)
 
     def _whole_seats(self, want: Want) -> list[Seat]:
         """The best seat for one pod of whole GPUs."""
@@ -163,7 +155,7 @@ class World:
         ]
         for _, _, state in sorted(offers):
             for node in buckets[state]:
-                if self._fits(node, want.needs):
+                if _fits(node, want):
                     return [Seat(node, _pick(node, want), 0)]
         return []
 
@@ -171,47 +163,37 @@ class World:
         """The best seats for up to `remaining` pods on one MIG GPU.
 
         What a bucket's GPUs offer is first taken as if their nodes had room for all pods; one whose roomiest node has
-        less is asked again for as many as that, and has to wait its turn.
+        less offers for as many as that, and has to be better than what the others offer.
         """
-        most = min(remaining, MOST_DEVICES)
-        buckets = enumerate(self._slices.get(want.model, {}).values())
-        offers: list[tuple[_Offer, int, _SliceBucket, GpuBook | None]] = [
-            (offer, number, bucket, None)
-            for number, bucket in buckets
-            if bucket.books and (offer := bucket.offer(want.profile, most)) is not None
-        ]
-        heapify(offers)
-        while offers:
-            offer, number, bucket, book = heappop(offers)
+        least: tuple[Offer, int, GpuBook] | None = None
+        for best, number, bucket in self._ranking(want.model, want.profile, min(remaining, MOST_DEVICES)):
+            if least is not None and least[:2] < (best, number):
+                break
+            pods = len(best.minus_starts)
+            room, book = _roomiest(bucket, want, pods)
             if book is None:
-                room, book = self._roomiest(bucket, want.needs, len(offer.minus_starts))
-                if book is not None and room < len(offer.minus_starts):
-                    fewer = bucket.offer(want.profile, room) or offer
-                    heappush(offers, (fewer, number, bucket, book))
-                    continue
-            if book is not None:
-                return [Seat(book.node, (book,), -start) for start in offer.minus_starts]
-        return []
-
-    def _roomiest(self, bucket: _SliceBucket, needs: PodNeeds, pods: int) -> tuple[int, GpuBook | None]:
-        """The first GPU whose node has room for that many pods, or that whose node has room for most."""
-        most, best = 0, None
-        for book in bucket.books:
-            if not self._fits(book.node, needs):
                 continue
-            room = 1 if pods == 1 else book.node.free.times(needs.amount)
             if room >= pods:
-                return pods, book
-            if room > most:
-                most, best = room, book
-        return most, best
+                return _seats(best, book)
+            fewer = offer(bucket.state, want.profile, room)
+            if fewer is not None and (least is None or (fewer, number) < least[:2]):
+                least = (fewer, number, book)
+        return _seats(least[0], least[2]) if least is not None else []
+
+    def _ranking(self, model: str, profile: str, most: int) -> _Ranking:
+        ranking = self._rankings.get((model, profile, most))
+        if ranking is None:
+            ranking = self._rankings[model, profile, most] = []
+            for bucket in self._slices.values():
+                _rank(ranking, bucket, model, profile, most)
+        return ranking
 
     def _take(self, want: Want, seat: Seat) -> None:
         self._unfile(seat.node, seat.gpus)
         for book in seat.gpus:
-            bits = _bits(book.gpu.model, want.profile, seat.start)
-            book.hard |= bits
-            book.draining &= ~bits
+            taken = mask(book.gpu.model, want.profile, seat.start)
+            book.hard |= taken
+            book.draining &= ~taken
         seat.node.free -= want.needs.amount
         self._file(seat.node, seat.gpus)
 
@@ -227,7 +209,7 @@ class World:
 
     def _drain(self, node: NodeBook, observed: ObservedSlot) -> None:
         if book := node.gpus.get(observed.gpu):
-            book.draining |= _bits(book.gpu.model, observed.profile, observed.start) & ~book.hard
+            book.draining |= mask(book.gpu.model, observed.profile, observed.start) & ~book.hard
 
     def _file(self, node: NodeBook, books: Iterable[GpuBook]) -> None:
         """Enter GPUs of a node into the buckets of their present state."""
@@ -236,13 +218,19 @@ class World:
             if not book.mig:
                 models.add(book.gpu.model)
             elif book.gpu.healthy:
-                state = _gpu_state(book)
-                buckets = self._slices[state.model]
-                book.bucket = buckets.get(state) or buckets.setdefault(state, _SliceBucket(state))
+                book.bucket = self._bucket(_gpu_state(book))
                 book.bucket.books[book] = None
         for model in models:
             node.buckets[model] = self._wholes[model].setdefault(_node_state(node, model), {})
             node.buckets[model][node] = None
+
+    def _bucket(self, state: GpuState) -> _SliceBucket:
+        bucket = self._slices.get(state)
+        if bucket is None:
+            bucket = self._slices[state] = _SliceBucket(state, len(self._slices))
+            for (model, profile, most), ranking in self._rankings.items():
+                _rank(ranking, bucket, model, profile, most)
+        return bucket
 
     def _unfile(self, node: NodeBook, books: Iterable[GpuBook]) -> None:
         """Take GPUs of a node out of their buckets; harmless when repeated."""
@@ -260,15 +248,6 @@ _WholeBucket = dict[NodeBook, None]
 """Nodes that are interchangeable for whole GPUs, in the order in which they came to be so."""
 
 
-class _GpuState(NamedTuple):
-    """What makes two MIG GPUs interchangeable for a decision."""
-
-    model: str
-    hard: int
-    draining: int
-    miners: frozenset[Placement]
-
-
 class _NodeState(NamedTuple):
     """What makes two nodes interchangeable for whole GPUs."""
 
@@ -283,32 +262,27 @@ class _NodeState(NamedTuple):
         return self.idle + self.mining + self.draining
 
 
-class _Offer(NamedTuple):
-    """What seats on a GPU of some state cost; the smallest is the best."""
-
-    cost: int
-    """Per pod, in units of 1/420."""
-    free_slices: int
-    minus_starts: tuple[int, ...]
-    """Where the devices begin, negated so that the highest comes first; one for each pod."""
-
-
 class _SliceBucket:
-    """MIG GPUs that are interchangeable, in the order in which they came to be so, and what they offer."""
+    """MIG GPUs that are interchangeable, in the order in which they came to be so."""
 
-    __slots__ = ("_offers", "books", "state")
+    __slots__ = ("books", "number", "state")
 
-    def __init__(self, state: _GpuState) -> None:
+    def __init__(self, state: GpuState, number: int) -> None:
         self.state = state
+        self.number = number
+        """The how manieth bucket it is; the older wins between equal offers."""
         self.books: dict[GpuBook, None] = {}
-        self._offers: dict[tuple[str, int], _Offer | None] = {}
 
-    def offer(self, profile: str, wanted: int) -> _Offer | None:
-        """The best seat on any of them; see `_offer`."""
-        key = (profile, wanted)
-        if key not in self._offers:
-            self._offers[key] = _offer(self.state, profile, wanted)
-        return self._offers[key]
+
+_Ranking = list[tuple[Offer, int, _SliceBucket]]
+"""Buckets by what they offer, the best first."""
+
+
+def _gpu_state(book: GpuBook) -> GpuState:
+    miners = NO_MINERS
+    for slot in book.mined:
+        miners = _joined(miners, slot.profile, slot.start)
+    return GpuState(book.gpu.model, book.hard, book.draining, miners)
 
 
 @lru_cache(maxsize=4096)
@@ -316,8 +290,32 @@ def _joined(miners: frozenset[Placement], profile: str, start: int) -> frozenset
     return miners | {Placement(profile, start)}
 
 
-def _gpu_state(book: GpuBook) -> _GpuState:
-    return _GpuState(book.gpu.model, book.hard, book.draining, book.miners)
+def _rank(ranking: _Ranking, bucket: _SliceBucket, model: str, profile: str, most: int) -> None:
+    """Enter a bucket into a ranking of its model, if it has anything to offer."""
+    if bucket.state.model == model and (best := offer(bucket.state, profile, most)) is not None:
+        insort(ranking, (best, bucket.number, bucket))
+
+
+def _seats(best: Offer, book: GpuBook) -> list[Seat]:
+    return [Seat(book.node, (book,), -start) for start in best.minus_starts]
+
+
+def _fits(node: NodeBook, want: Want) -> bool:
+    return want.needs.amount.at_most(node.free) and want.allowed_on(node.facts)
+
+
+def _roomiest(bucket: _SliceBucket, want: Want, pods: int) -> tuple[int, GpuBook | None]:
+    """The first GPU whose node has room for that many pods, or that whose node has room for most."""
+    most, best = 0, None
+    for book in bucket.books:
+        if not _fits(book.node, want):
+            continue
+        room = 1 if pods == 1 else book.node.free.times(want.needs.amount)
+        if room >= pods:
+            return pods, book
+        if room > most:
+            most, best = room, book
+    return most, best
 
 
 def _node_state(node: NodeBook, model: str) -> _NodeState:
@@ -327,7 +325,7 @@ def _node_state(node: NodeBook, model: str) -> _NodeState:
             continue
         if book.draining:
             draining += 1
-        elif book.miners:
+        elif book.mined:
             mining += 1
         else:
             idle += 1
@@ -347,49 +345,5 @@ def _pick(node: NodeBook, want: Want) -> tuple[GpuBook, ...]:
         for book in node.gpus.values()
         if not (book.mig or book.hard) and book.gpu.healthy and book.gpu.model == want.model
     ]
-    free.sort(key=lambda book: (bool(book.draining), bool(book.miners), -book.gpu.index))
+    free.sort(key=lambda book: (bool(book.draining), bool(book.mined), -book.gpu.index))
     return tuple(free[: want.count])
-
-
-@lru_cache(maxsize=65536)
-def _offer(state: _GpuState, profile: str, most: int) -> _Offer | None:
-    """The best seats for one to `most` pods on a GPU of that state: least cost per pod, so that one wide miner yields
-    before several narrow ones do; then as many pods as possible, at the highest starts."""
-    free = [
-        start for start in of_model(state.model)[profile].starts if not state.hard & _bits(state.model, profile, start)
-    ]
-    before = _disturbance(state, state.hard)
-    offers = [
-        (
-            (_disturbance(state, state.hard | _union(state.model, profile, starts)) - before) * _COMMON // pods,
-            -pods,
-            starts,
-        )
-        for pods in range(1, most + 1)
-        for starts in combinations([-start for start in reversed(free)], pods)
-    ]
-    if not offers:
-        return None
-    cost, _, minus_starts = min(offers)
-    return _Offer(cost, WHOLE_MASK.bit_count() - state.hard.bit_count(), minus_starts)
-
-
-def _union(model: str, profile: str, minus_starts: Iterable[int]) -> int:
-    mask = 0
-    for start in minus_starts:
-        mask |= _bits(model, profile, -start)
-    return mask
-
-
-def _disturbance(state: _GpuState, hard: int) -> int:
-    """Cost of everything that cannot stay where leases hold `hard`."""
-    kept = filling(state.model, hard)
-    evicted = sum(1 for miner in state.miners if miner not in kept)
-    return evicted * MINER_COST + (DRAINING_COST if hard & state.draining else 0)
-
-
-@lru_cache(maxsize=4096)
-def _bits(model: str, profile: str, start: int) -> int:
-    if profile == FULL:
-        return WHOLE_MASK
-    return mask_of(model, Placement(profile, start)) if profile in of_model(model) else WHOLE_MASK

@@ -33,7 +33,7 @@ from gpu_tenancy.core.actions import (
 )
 from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.outlooks import unfinished
-from gpu_tenancy.core.snapshot import ClaimFacts, Snapshot
+from gpu_tenancy.core.snapshot import ClaimFacts, MinerFacts, Snapshot
 from gpu_tenancy.core.stock import Stock, unreachable
 
 Slots = Mapping[str, tuple[Slot, ...]]
@@ -78,11 +78,13 @@ def promises(snapshot: Snapshot, slots: Slots, outlooks: Iterable[Outlook]) -> I
             for name in outlook.nodes:
                 promised[name].add(outlook.lease.uid)
     for node in snapshot.nodes:
-        if slots[node.name] != tuple(sorted(node.slots, key=_device)):
+        wanted = slots[node.name]
+        if wanted != node.slots and wanted != tuple(sorted(node.slots, key=by_device)):
             yield SetSlots(node.name, node.generation, slots[node.name], frozenset(promised[node.name]))
 
 
-def _device(slot: Slot) -> str:
+def by_device(slot: Slot) -> str:
+    """The order of the slots of a node."""
     return slot.device
 
 
@@ -113,15 +115,21 @@ def miner_stops(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
 def miner_starts(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
     """A miner for every device that a pool holds, or the half of it that is missing."""
     pools = {pool.uid: pool for pool in snapshot.pools if pool.uid not in snapshot.failures}
-    existing = {(miner.node, miner.device): miner for miner in snapshot.miners}
-    for place, slot in places.items():
-        miner, pool = existing.get(place), pools.get(slot.holder.uid)
+    existing = {(miner.node, miner.device): miner for miner in snapshot.miners if not _complete(miner)}
+    complete = {(miner.node, miner.device) for miner in snapshot.miners if _complete(miner)}
+    for place in sorted(places.keys() - complete):
+        slot, miner = places[place], existing.get(place)
+        pool = pools.get(slot.holder.uid)
         if pool is None:
             continue
         if miner is None:
             yield StartMiner(pool, place[0], slot, missing_claim=True, missing_pod=True)
-        elif not (miner.deleting or miner.finished or (miner.pod_uid and miner.claim_uid)):
+        elif not (miner.deleting or miner.finished):
             yield StartMiner(pool, place[0], slot, not miner.claim_uid, not miner.pod_uid)
+
+
+def _complete(miner: MinerFacts) -> bool:
+    return bool(miner.pod_uid and miner.claim_uid)
 
 
 def pool_outlooks(snapshot: Snapshot, places: Mining) -> tuple[PoolOutlook, ...]:
@@ -150,7 +158,10 @@ def objects(outlook: Outlook) -> Iterator[Action]:
 def releases(stock: Stock, now: datetime) -> Iterator[Action]:
     """Stop what used devices that are no longer the lease's, once they can no longer be scheduled: a pod stopped
     earlier would be replaced by its controller, and the new one would find the device still there."""
-    if stock.keeps or stock.lease.open_record is not None:
+    lease = stock.lease
+    if not (lease.claim_template or lease.jobs or lease.claims):
+        return
+    if stock.keeps or lease.open_record is not None:
         yield from _former_jobs(stock)
         yield from _unpreparable(stock, now)
     elif not stock.held and not any(_schedulable(stock, device, now) for device in stock.seen):

@@ -54,13 +54,13 @@ PASSING = {
 }
 LASTING = {
     "queued": _refused(lease(), Reason.QUEUED),
-    "refused": replace(_refused(lease(), Reason.NO_RATE), refusal=Refusal(Reason.NO_RATE, "No rate.", final=True)),
+    "refused": _refused(lease(), Reason.NO_RATE)._replace(refusal=Refusal(Reason.NO_RATE, "No rate.", final=True)),
     "ready": _running(),
     "settled": _over(settled=True),
-    "device failed": replace(_placed(admitted()), waiting_reason=Reason.DEVICE_FAILED),
-    "agent silent": replace(_placed(admitted()), silent="the agent of n1 is silent"),
-    "devices lost": replace(_placed(admitted(), waiting=""), lost="1 of 1 devices are gone from n1."),
-    "extension refused": replace(_placed(admitted()), extension_refusal="term.duration 1s was refused."),
+    "device failed": _placed(admitted())._replace(waiting_reason=Reason.DEVICE_FAILED),
+    "agent silent": _placed(admitted())._replace(silent="the agent of n1 is silent"),
+    "devices lost": _placed(admitted(), waiting="")._replace(lost="1 of 1 devices are gone from n1."),
+    "extension refused": _placed(admitted())._replace(extension_refusal="term.duration 1s was refused."),
 }
 
 
@@ -100,9 +100,9 @@ def test_a_stored_status_is_not_looked_at_again_until_something_changes() -> Non
     statuses, outlook = Statuses(), _running()
     first = statuses.derive(outlook, None, NOW)
     statuses.stored(outlook.lease.uid, NOW)
-    assert statuses.derive(replace(outlook), None, NOW + MOMENT) is first
+    assert statuses.derive(outlook._replace(), None, NOW + MOMENT) is first
     assert statuses.is_said(outlook.lease.uid)
-    changed = replace(outlook, silent="the agent of n1 is silent")
+    changed = outlook._replace(silent="the agent of n1 is silent")
     assert statuses.derive(changed, None, NOW + MOMENT) is not first
     assert not statuses.is_said(outlook.lease.uid)
 
@@ -111,14 +111,14 @@ def test_cost_alone_is_written_every_five_minutes_at_most() -> None:
     statuses, outlook = Statuses(), _running()
     written = statuses.derive(outlook, None, NOW)
     statuses.stored(outlook.lease.uid, NOW)
-    seen = replace(outlook, lease=replace(outlook.lease, status=written))
+    seen = outlook._replace(lease=replace(outlook.lease, status=written))
     assert not _is_due(statuses, seen, NOW + timedelta(minutes=4))
     assert _is_due(statuses, seen, NOW + REFRESH)
 
 
 def test_notice_is_given_though_nothing_else_happens() -> None:
     statuses = Statuses()
-    outlook = replace(_running(term={"duration": "2h", "notice": "5m"}), expires_at=START + timedelta(hours=2))
+    outlook = _running(term={"duration": "2h", "notice": "5m"})._replace(expires_at=START + timedelta(hours=2))
     statuses.derive(outlook, None, NOW)
     statuses.stored(outlook.lease.uid, NOW)
     at = START + timedelta(hours=1, minutes=55)

@@ -1,0 +1,86 @@
+"""What a GPU in some state offers to pods that want slices of it, and what it costs those who are on it. Pure.
+
+Seats on one GPU are few enough to be tried one and all: an A100 has 14 placements, and no profile more than 7 starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import combinations
+from typing import Final, NamedTuple
+
+from gpu_tenancy.mig.layout import Placement, filling, mask_of
+from gpu_tenancy.mig.profiles import FULL, of_model
+
+WHOLE_MASK: Final = 0xFF
+DRAINING_COST: Final = 10
+"""Waiting for a lease that still drains may take its whole grace; ten miners are stopped sooner."""
+MINER_COST: Final = 1
+MOST_DEVICES: Final = 7
+"""Devices that a GPU can be cut into."""
+_COMMON: Final = 420
+"""Least common multiple of 1…7, so that costs per pod compare as integers."""
+
+
+class GpuState(NamedTuple):
+    """What makes two MIG GPUs interchangeable for a decision."""
+
+    model: str
+    hard: int
+    draining: int
+    miners: frozenset[Placement]
+
+
+class Offer(NamedTuple):
+    """What seats on a GPU of some state cost; the smallest is the best."""
+
+    cost: int
+    """Per pod, in units of 1/420."""
+    free_slices: int
+    minus_starts: tuple[int, ...]
+    """Where the devices begin, negated so that the highest comes first; one for each pod."""
+
+
+@lru_cache(maxsize=65536)
+def offer(state: GpuState, profile: str, most: int) -> Offer | None:
+    """The best seats for one to `most` pods on a GPU of that state: least cost per pod, so that one wide miner yields
+    before several narrow ones do; then as many pods as possible, at the highest starts."""
+    starts = of_model(state.model)[profile].starts
+    free = [-start for start in reversed(starts) if not state.hard & mask(state.model, profile, start)]
+    before = _disturbance(state, state.hard)
+    offers = [
+        (
+            (_disturbance(state, state.hard | _union(state.model, profile, taken)) - before) * _COMMON // pods,
+            -pods,
+            taken,
+        )
+        for pods in range(1, most + 1)
+        for taken in combinations(free, pods)
+    ]
+    if not offers:
+        return None
+    cost, _, minus_starts = min(offers)
+    return Offer(cost, WHOLE_MASK.bit_count() - state.hard.bit_count(), minus_starts)
+
+
+@lru_cache(maxsize=4096)
+def mask(model: str, profile: str, start: int) -> int:
+    """Memory slices of a device as bits: all for a whole GPU, and for a profile that the model does not have."""
+    if profile == FULL:
+        return WHOLE_MASK
+    return mask_of(model, Placement(profile, start)) if profile in of_model(model) else WHOLE_MASK
+
+
+def _union(model: str, profile: str, minus_starts: Iterable[int]) -> int:
+    union = 0
+    for start in minus_starts:
+        union |= mask(model, profile, -start)
+    return union
+
+
+def _disturbance(state: GpuState, hard: int) -> int:
+    """Cost of everything that cannot stay where leases hold `hard`."""
+    kept = filling(state.model, hard)
+    evicted = sum(1 for miner in state.miners if miner not in kept)
+    return evicted * MINER_COST + (DRAINING_COST if hard & state.draining else 0)
