@@ -166,13 +166,37 @@ class World:
         }
 
     async def mining(self, count: int) -> dict[tuple[str, str], Object]:
-        """Wait until exactly that many miners run."""
+        """Wait until exactly that many miners run; they may be none."""
+        found: dict[tuple[str, str], Object] = {}
 
-        async def look() -> dict[tuple[str, str], Object] | None:
+        async def look() -> bool:
+            nonlocal found
             found = await self.miners()
-            return found if len(found) == count else None
+            return len(found) == count
 
-        return await eventually(f"{count} miners", look)
+        try:
+            await eventually(f"{count} miners", look)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{await self._who_mines()}") from error
+        return found
+
+    async def _who_mines(self) -> str:
+        """Every device that is wanted or there, every miner's pod that does not run, and what the programs said."""
+        nodes = await self.items(resources.GPU_NODES)
+        pods = await self.items(resources.PODS, labelSelector=names.LABEL_POOL)
+        slots = [
+            f"{node['metadata']['name']} {part}: {slot['device']} of {slot['holder']['name']} {slot.get('state', '')}"
+            for node in nodes
+            for part in ("spec", "status")
+            for slot in (node.get(part) or {}).get("slots", ())
+        ]
+        waiting = [
+            f"{pod['metadata']['name']}: {pod['metadata'].get('deletionTimestamp')} {pod.get('status')}"
+            for pod in pods
+            if pod.get("status", {}).get("phase") != "Running" or "deletionTimestamp" in pod["metadata"]
+        ]
+        logs = [self.control_plane.log_tail(name, 30) for name in (OPERATOR, agent_name("all"), KUBELETS)]
+        return "\n".join((*slots, *waiting, *logs))
 
     # --- processes -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from gpu_tenancy.api import names
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.resources import Resource
 from tests.cluster.api import Object
-from tests.cluster.components import Component
 from tests.cluster.eventually import eventually
 from tests.cluster.world import World, condition_of
 
@@ -87,17 +86,10 @@ async def lease_where(world: World, name: str, what: str, true: Callable[[Object
 
 
 async def restart_apiserver(world: World, *, pause_seconds: float = 0.0) -> None:
-    """Kill the API server and start it again; returns when custom resources are served and simulated pods go on.
-
-    KWOK holds each node by a Lease in the name of its process: a new one would wait until the old Leases are over.
-    """
-    control_plane = world.control_plane
-    await control_plane.kill(Component.KWOK)
-    await control_plane.restart_apiserver(pause_seconds=pause_seconds)
+    """Kill the API server and start it again; returns when custom resources are served (at first it answers 429)."""
+    await world.control_plane.restart_apiserver(pause_seconds=pause_seconds)
     for kind in resources.OWN_KINDS:
         await _served(world, kind)
-    await world.kubectl("delete", "leases", "--all", "-n", "kube-node-lease")
-    await control_plane.start_component(Component.KWOK)
 
 
 async def _served(world: World, kind: Resource) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -18,12 +19,18 @@ from gpu_tenancy.kube.client import KubeClient
 
 _log = logging.getLogger(__name__)
 
+COLLECT_AFTER = (20_000, 20, 50)
+"""Thresholds of Python's cyclic garbage collector. What the operator makes is nearly all freed by reference counts;
+with the default of 700 the collector took a fifth of its time, walking over the store again and again."""
+
 
 async def run(settings: Settings) -> None:
     """Run the operator until SIGTERM or SIGINT. An end of any part ends the process: it restarts clean."""
     if settings.kubeconfig:
         os.environ["KUBECONFIG"] = settings.kubeconfig  # the one way to tell kopf
     logging.getLogger("kopf").setLevel(logging.WARNING)  # a line for each event delivered would drown everything else
+    gc.freeze()  # the modules stay
+    gc.set_threshold(*COLLECT_AFTER)
     metrics = Metrics()
     client = KubeClient.connect(
         settings.kubeconfig,

@@ -1,13 +1,16 @@
 """The API server's own opinion on a lease's template: a dry run of its Job, once per lease.
 
 The schema does not inline PodSpec; the one who knows what a valid pod is says so. A refusal may be a policy's, a
-quota's or a webhook's, and be taken back: it is asked for again, ever more rarely. Asking goes on beside the cycle: a
-webhook that hangs delays the lease it hangs on and nobody else. Holds verdicts in memory: a restart asks again.
+quota's or a webhook's, and be taken back: it is asked for again, ever more rarely. What was accepted a moment ago is
+accepted for the next lease of the namespace that asks for the same: the Job itself is checked when it is made. Asking
+goes on beside the cycle: a webhook that hangs delays the lease it hangs on and nobody else. Holds verdicts in memory:
+a restart asks again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import time
@@ -27,6 +30,11 @@ ASKED_AT_ONCE: Final = 16
 FIRST_PAUSE: Final = 2.0
 LONGEST_PAUSE: Final = 300.0
 """Seconds before the API server is asked again about what it forbade: doubled from the first to the longest."""
+ALIKE_SECONDS: Final = 10.0
+"""For how long an acceptance holds for leases that are alike."""
+
+_Likeness = tuple[str, int, str]
+"""Namespace, pods and template of a lease: all that its Job is made from, but for names."""
 
 
 class _Verdict(NamedTuple):
@@ -48,6 +56,8 @@ class Vetting:
         self._clock = clock
         self._verdicts: dict[str, _Verdict] = {}
         self._asking: set[str] = set()
+        self._accepted: dict[_Likeness, float] = {}
+        """When the template of such a lease was accepted last."""
         self._asked = asyncio.Semaphore(ASKED_AT_ONCE)
 
     @property
@@ -89,7 +99,7 @@ class Vetting:
         pause = min(LONGEST_PAUSE, pause * 2 or FIRST_PAUSE)
         try:
             async with self._asked:
-                await self._client.create(resources.JOBS, manifests.job(lease, 0, ()), dry_run=True)
+                await self._dry_run(lease)
         except Rejected as error:
             sentence = f"The API server refuses the Job of this template: {error.message}"
             return _Verdict(sentence, self._clock() + pause, pause)
@@ -97,6 +107,18 @@ class Vetting:
             _log.warning("Template of %s could not be checked: %s; it is tried again.", lease.key, error)
             return _Verdict(None, self._clock() + pause, pause)
         return _Verdict("")
+
+    async def _dry_run(self, lease: LeaseFacts) -> None:
+        """Returns if the Job is accepted, or one like it just was; raises KubeError otherwise."""
+        alike, now = _likeness(lease), self._clock()
+        self._accepted = {one: at for one, at in self._accepted.items() if now - at < ALIKE_SECONDS}
+        if alike not in self._accepted:
+            await self._client.create(resources.JOBS, manifests.job(lease, 0, ()), dry_run=True)
+            self._accepted[alike] = self._clock()
+
+
+def _likeness(lease: LeaseFacts) -> _Likeness:
+    return lease.key.namespace, lease.spec.pods, json.dumps(lease.spec.template, sort_keys=True)
 
 
 def forbidden(template: Mapping[str, Any]) -> str:

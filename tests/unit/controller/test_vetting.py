@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpu_tenancy.controller.vetting import FIRST_PAUSE, LONGEST_PAUSE, Vetting, forbidden
+from gpu_tenancy.controller.vetting import ALIKE_SECONDS, FIRST_PAUSE, LONGEST_PAUSE, Vetting, forbidden
 from gpu_tenancy.core.snapshot import LeaseFacts
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.errors import KubeError, Rejected, Transient
@@ -53,6 +53,24 @@ def test_an_accepted_template_is_asked_about_once() -> None:
     assert asked.names == ["train-0"]
     assert asked.vetting.verdicts == {"uid-train": ""}
     assert asked.vetting.again is None
+
+
+def test_leases_that_are_alike_are_asked_about_once_in_a_while() -> None:
+    asked = Asked()
+    alike, gang = [_lease("one"), _lease("two")], lease("gang", template=CONTAINERS, pods=2)
+    other = lease("other", template={"spec": {**CONTAINERS["spec"], "priority": 1}})
+    assert asked.check(*alike, gang, other)
+    assert asked.vetting.verdicts == dict.fromkeys(("uid-one", "uid-two", "uid-gang", "uid-other"), "")
+    assert asked.names == ["one-0", "gang-0", "other-0"]
+    asked.seconds += ALIKE_SECONDS
+    asked.check(_lease("three"))
+    assert asked.names[3:] == ["three-0"]
+
+
+def test_a_refusal_is_not_shared() -> None:
+    asked = Asked(FORBIDDEN)
+    assert asked.check(_lease("one"), _lease("two"))
+    assert asked.names == ["one-0", "two-0"]
 
 
 def test_a_refused_template_is_refused_in_the_words_of_the_api_server() -> None:
