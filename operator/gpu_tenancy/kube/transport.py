@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.request import getproxies_environment
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -135,6 +136,8 @@ async def load(kubeconfig: str | None, user_agent: str) -> Transport:
     # Chain and host name are still verified; only RFC 5280 pedantry (an authority key id in the CA, ...) is not,
     # which the clusters' own clients do not ask for and many clusters' CAs do not have.
     configuration.disable_strict_ssl_verification = True
+    # Asking the environment for proxies also looks for a .netrc in a thread, with every request.
+    configuration.client_session_kwargs = {"trust_env": bool(getproxies_environment())}
     source = kubeconfig or os.environ.get("KUBECONFIG")
     with _configuration_errors(source or "the default configuration"), tempfile.TemporaryDirectory() as folder:
         if source is None and _in_cluster():
