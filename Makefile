@@ -33,7 +33,7 @@ help: ## list the targets (this list)
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo 'The first use builds .venv, and a Kubernetes control plane from source (once, about 6 minutes on 2 cores).'
+	@echo 'The first use builds .venv, and a Kubernetes control plane from source (once, six to eight minutes on 2 cores).'
 
 $(READY): requirements.lock pyproject.toml
 	@$(FIND_PYTHON); \

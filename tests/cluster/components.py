@@ -75,7 +75,13 @@ class Layout:
 
     def environment(self) -> dict[str, str]:
         """Environment of the programs: kwok and kubectl must neither read nor leave settings in the user's home."""
-        return {"PATH": os.environ.get("PATH", ""), "HOME": str(self.directory)}
+        return {
+            "PATH": os.environ.get("PATH", ""),
+            "HOME": str(self.directory),
+            # The garbage collector of the API server takes an eighth of all its time with Go's default of 100.
+            "GOGC": "400",
+            "GOMEMLIMIT": "1GiB",
+        }
 
 
 def write_files(layout: Layout, authority: Authority) -> None:

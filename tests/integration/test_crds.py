@@ -61,7 +61,9 @@ def stored(control_plane_api: ApiServer) -> Callable[[str], Body]:
 
     @cache
     def get(manifest: str) -> Body:
-        return control_plane_api.create(changed(MANIFESTS[manifest], {"metadata.name": f"stored-{manifest}"}))
+        body = MANIFESTS[manifest]
+        name = body["metadata"]["name"] if body["kind"] == "UsageRecord" else f"stored-{manifest}"
+        return control_plane_api.create(changed(body, {"metadata.name": name}))
 
     return get
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import JsonValue
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from gpu_tenancy.api import lease, node, pool, pricebook, usage
-from gpu_tenancy.api.kinds import Column, Kind, NameLimit, rule
+from gpu_tenancy.api.kinds import Column, Kind
 from gpu_tenancy.api.names import CATEGORY, DEVICE_CLASS, DRIVER, GROUP, VERSION
 
 KINDS: Final = (lease.KIND, pool.KIND, node.KIND, pricebook.KIND, usage.KIND)
@@ -53,9 +52,9 @@ def structural_schema(kind: Kind) -> Schema:
     # A status says what is, so nothing is filled in there.
     for _, level in levels(schema["properties"].get("status", {}), "status"):
         level.pop("default", None)
-    if kind.name_limit:
+    if kind.name_rule:
         schema["properties"] = {"metadata": _metadata()} | schema["properties"]
-        schema.setdefault("x-kubernetes-validations", []).append(_name_rule(kind.name_limit))
+        schema.setdefault("x-kubernetes-validations", []).append(kind.name_rule)
     return schema
 
 
@@ -117,17 +116,6 @@ def _default(value: object, schema: Schema) -> Schema:
 def _metadata() -> Schema:
     """The one part of metadata that a CustomResourceDefinition may spell out; a rule needs its bound."""
     return {"type": "object", "properties": {"name": {"type": "string", "maxLength": 253}}}
-
-
-def _name_rule(limit: NameLimit) -> JsonValue:
-    name = "self.metadata.name"
-    fits = f"{name}.size() <= {limit.length} && {name}.matches('{limit.pattern}')"
-    return rule(
-        fits,
-        f"metadata.name {limit.remedy}",
-        computed=f"'metadata.name ' + {name} + ' {limit.remedy}'",
-        field=".metadata.name",
-    )
 
 
 def custom_resource_definition(kind: Kind) -> Schema:

@@ -33,18 +33,6 @@ AGE: Final = Column("Age", AGE_PATH, "date")
 
 
 @dataclass(frozen=True, slots=True)
-class NameLimit:
-    """What the name of an object must keep to, because other objects are named after it."""
-
-    length: int
-    """Most characters."""
-    pattern: str
-    """Regular expression of the whole name."""
-    remedy: str
-    """Which names fit and why, as the end of the sentence "metadata.name … "."""
-
-
-@dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of the API group; its description, spec and status are those of `model`."""
 
@@ -55,7 +43,8 @@ class Kind:
     namespaced: bool = True
     selectable: tuple[str, ...] = ()
     """JSONPaths of string fields by which `--field-selector` finds objects."""
-    name_limit: NameLimit | None = None
+    name_rule: JsonValue = None
+    """Validation rule of the whole object on its name; see `name_limit`."""
 
     @property
     def name(self) -> str:
@@ -91,6 +80,19 @@ def rule(cel: str, message: str, *, computed: str = "", field: str = "", forbids
     if forbids:
         keywords["reason"] = "FieldValueForbidden"
     return keywords
+
+
+def name_limit(length: int, pattern: str, remedy: str) -> JsonValue:
+    """Rule on an object's name, where other objects are named after it: at most `length` characters that match the
+    regular expression `pattern`. `remedy` says which names fit and why: the end of the sentence "metadata.name … ".
+    """
+    name = "self.metadata.name"
+    return rule(
+        f"{name}.size() <= {length} && {name}.matches('{pattern}')",
+        f"metadata.name {remedy}",
+        computed=f"'metadata.name ' + {name} + ' {remedy}'",
+        field=".metadata.name",
+    )
 
 
 def rules(*each: JsonValue) -> Extra:

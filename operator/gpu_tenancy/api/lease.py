@@ -26,10 +26,10 @@ from gpu_tenancy.api.kinds import (
     AGE,
     Column,
     Kind,
-    NameLimit,
     condition_column,
     immutable,
     list_map,
+    name_limit,
     replaced_whole,
     rule,
     rules,
@@ -400,7 +400,7 @@ KIND: Final = Kind(
         condition_column("Reason", "Admitted", wide=True),
     ),
     selectable=(".spec.gpus.profile", ".spec.tier"),
-    name_limit=NameLimit(
+    name_rule=name_limit(
         52,
         "^[a-z]([-a-z0-9]*[a-z0-9])?$",
         "must be at most 52 characters of a-z, 0-9 and -, beginning with a letter, because the Job and the Service of "

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from gpu_tenancy.api.base import ApiModel, ConditionStatus, Quantity, Time
-from gpu_tenancy.api.kinds import AGE, Column, Kind, NameLimit, condition_column, list_map
+from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, list_map, name_limit
 
 
 class Devices(StrEnum):
@@ -150,7 +150,7 @@ KIND: Final = Kind(
         AGE,
         Column("Image", ".spec.image", wide=True),
     ),
-    name_limit=NameLimit(
+    name_rule=name_limit(
         63,
         "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
         "must be at most 63 characters of a-z, 0-9 and -, because the miners of the pool are labelled with it",

@@ -30,7 +30,15 @@ _WRITTEN_ONCE: Final = (
     "contract", "segment", "leaseNamespace", "leaseName", "tier", "model", "profile", "devices", "price",
     "billableFrom",
 )  # fmt: skip
+ENDS: Final = (
+    Reason.EXPIRED, Reason.COMPLETED, Reason.FAILED, Reason.DELETED, Reason.SUSPENDED, Reason.NODE_LOST,
+)  # fmt: skip
+"""Reasons for which a segment ends."""
 _CLOSING: Final = ("billableTo", "seconds", "reason")
+
+
+_NUMBER: Final = "self.metadata.name.substring(self.spec.contract.size() + 1)"
+"""CEL: the number in a record's name. (The other way about, number to text, the API server holds to be too costly.)"""
 
 
 def _stays(field: str) -> str:
@@ -101,8 +109,8 @@ class UsageRecordSpec(ApiModel):
     """Last billed instant (exclusive), whole seconds, UTC; absent while the segment is open."""
     seconds: int | None = Field(default=None, ge=0)
     """billableTo − billableFrom; absent while the segment is open."""
-    reason: Reason | None = None
-    """Why the segment ended: Expired, Completed, Failed, Deleted, Suspended or NodeLost."""
+    reason: Reason | None = Field(default=None, json_schema_extra={"enum": [str(one) for one in ENDS]})
+    """Why the segment ended: its term, its Job, its owner, or the loss of its devices (NodeLost)."""
 
 
 class UsageRecord(ApiModel):
@@ -130,4 +138,10 @@ KIND: Final = Kind(
         Column("Contract", ".spec.contract", wide=True),
     ),
     selectable=(".spec.contract", ".spec.leaseNamespace", ".spec.leaseName"),
+    name_rule=rule(
+        "self.metadata.name.startsWith(self.spec.contract + '-')"
+        f" && {_NUMBER}.matches('^[1-9][0-9]{{0,8}}$') && int({_NUMBER}) == self.spec.segment",
+        "metadata.name must be <spec.contract>-<spec.segment>, so that no segment can be recorded twice",
+        field=".metadata.name",
+    ),
 )
