@@ -6,18 +6,19 @@ An object that cannot be read becomes a fact with the reason in `invalid`; it ne
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from math import ceil
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from gpu_tenancy.api import names
-from gpu_tenancy.api.base import ApiModel, ConditionStatus
+from gpu_tenancy.api.base import ApiModel, ConditionStatus, HolderKind
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus
 from gpu_tenancy.api.lease import GpusSpec as _Gpus
-from gpu_tenancy.api.node import GpuNodeSpec, GpuNodeStatus
+from gpu_tenancy.api.node import GpuNodeSpec, GpuNodeStatus, Slot
 from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
@@ -25,6 +26,7 @@ from gpu_tenancy.controller import digests
 from gpu_tenancy.controller.views import TERMINAL, Views, is_miners, is_owned
 from gpu_tenancy.core import amounts, podspec
 from gpu_tenancy.core.amounts import Amount
+from gpu_tenancy.core.checks import needs_of
 from gpu_tenancy.core.podspec import Taint
 from gpu_tenancy.core.snapshot import (
     BookFacts,
@@ -98,7 +100,7 @@ class Gather:
         snapshot = Snapshot(
             leases=leases,
             pools=tuple(self._pool(body) for body in store.all(resources.MINING_POOLS)),
-            nodes=self._nodes(keys),
+            nodes=self._nodes(keys, {lease.key: lease for lease in leases}),
             books=tuple(self._book(body) for body in store.all(resources.PRICE_BOOKS)),
             miners=self._miners(miner_claims),
             orphans=tuple(record for left in records.values() for record in left),
@@ -247,7 +249,8 @@ class Gather:
 
     # --- nodes
 
-    def _nodes(self, leases: frozenset[Key]) -> tuple[NodeFacts, ...]:
+    def _nodes(self, keys: frozenset[Key], leases: Mapping[Key, LeaseFacts]) -> tuple[NodeFacts, ...]:
+        """`keys`: of all leases there are, the settled ones too."""
         published = {
             found.spec.node_name: frozenset(device.name for device in found.spec.devices)
             for found in self._views.slices.items.values()
@@ -258,28 +261,27 @@ class Gather:
             if node is None:
                 continue  # the Node was deleted: whatever was on it is lost
             name = node.metadata.name
-            foreign = self._views.loads.foreign(name, leases)
-            facts.append(
-                self._node(body, node, published.get(name, frozenset()), self._views.pulse.until(name), foreign)
-            )
+            spec, _ = self._parse(GpuNodeSpec, body, "spec")
+            slots = tuple(spec.slots) if spec else ()
+            foreign = self._views.loads.foreign(name, keys, _planned(slots, leases))
+            facts.append(self._node(body, node, slots, published.get(name, frozenset()), foreign))
         return tuple(facts)
 
     def _node(
         self,
         body: Object,
         node: digests.Node,
+        slots: tuple[Slot, ...],
         published: frozenset[str],
-        until: datetime | None,
         foreign: Amount,
     ) -> NodeFacts:
-        spec, _ = self._parse(GpuNodeSpec, body, "spec")
         status, _ = self._parse(GpuNodeStatus, body, "status")
         observed = status or GpuNodeStatus()
         return NodeFacts(
             name=node.metadata.name,
             generation=body["metadata"].get("generation", 1),
             gpus=tuple(sorted(observed.gpus, key=lambda gpu: gpu.index)),
-            slots=tuple(spec.slots) if spec else (),
+            slots=slots,
             observed=tuple(observed.slots),
             published=published,
             labels=node.metadata.labels,
@@ -291,7 +293,7 @@ class Gather:
             ready=any(state.type == "Ready" and state.status == "True" for state in node.status.conditions),
             cordoned=node.spec.unschedulable,
             conditions=tuple(observed.conditions),
-            agent_until=until,
+            agent_until=self._views.pulse.until(node.metadata.name),
         )
 
     def _allocatable(self, node: digests.Node) -> Amount:
@@ -316,6 +318,17 @@ class Gather:
                 return None, sentences
 
         return self._memo.get(body, part, read)
+
+
+def _planned(slots: Iterable[Slot], leases: Mapping[Key, LeaseFacts]) -> dict[Key, Amount]:
+    """What the pods of each lease on a node are planned with there."""
+    holders = (slot.holder for slot in slots if slot.holder.kind is HolderKind.GPU_LEASE)
+    devices = Counter(Key(holder.namespace, holder.name) for holder in holders)
+    return {
+        key: amounts.total([needs_of(lease).amount] * ceil(count / lease.spec.gpus.count))
+        for key, count in devices.items()
+        if (lease := leases.get(key)) is not None
+    }
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -40,7 +40,7 @@ class NodeLoads:
     """Requests of the running pods of each node, apart for each claim template that they use.
 
     Which of these templates belong to leases is decided when a snapshot is taken: a lease's own pods are planned with
-    the lease, not counted beside it.
+    the lease, and only what they ask beyond that counts beside it.
     """
 
     def __init__(self) -> None:
@@ -52,12 +52,14 @@ class NodeLoads:
             if pod is not None and _loads_node(pod):
                 self._add(pod, sign)
 
-    def foreign(self, node: str, leases: frozenset[Key]) -> Amount:
-        """What pods of nobody's lease ask of the node."""
+    def foreign(self, node: str, leases: frozenset[Key], planned: Mapping[Key, Amount]) -> Amount:
+        """What pods ask of the node that no lease on it is planned with. `planned`: what the pods of its leases are."""
         total = NOTHING
         for key, amount in self._loads.get(node, {}).items():
             if key not in leases:
                 total += amount
+            elif key in planned:
+                total += amount.beyond(planned[key])
         return total
 
     def _add(self, pod: digests.Pod, sign: int) -> None:

@@ -39,6 +39,10 @@ class Amount(NamedTuple):
         """The larger of both in each dimension."""
         return Amount(max(self.cpu_milli, other.cpu_milli), max(self.memory, other.memory), max(self.pods, other.pods))
 
+    def beyond(self, other: Amount) -> Amount:
+        """By how much it is more than `other` in each dimension."""
+        return (self - other).larger(NOTHING)
+
     def shortage(self, available: Amount) -> str:
         """What is missing in plain English, e.g. "500 CPU (64 free)"; empty where it fits."""
         missing = []

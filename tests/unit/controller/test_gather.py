@@ -9,6 +9,8 @@ from typing import Any, Final
 import pytest
 
 from gpu_tenancy.api import names
+from gpu_tenancy.api.base import Holder, HolderKind
+from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts
 from gpu_tenancy.kube import resources
 from tests.unit.controller.facts import CONTAINERS, CREATED, Object, body, record_spec, slot
@@ -295,6 +297,19 @@ def test_pods_of_a_lease_are_planned_with_it_and_all_others_count_beside_it() ->
     assert _the_node(seen).foreign.cpu_milli == 4000
     seen.own(_lease())
     assert _the_node(seen).foreign.cpu_milli == 2000
+
+
+def test_what_a_tenants_own_pods_ask_beyond_their_lease_counts_beside_it() -> None:
+    """The lease is planned with 1 CPU and 1Gi, as podResources has it where nothing is said."""
+    seen = Seen()
+    holder = Holder(kind=HolderKind.GPU_LEASE, namespace="team-a", name="train", uid="uid-train")
+    held = slot().model_copy(update={"holder": holder})
+    seen.own(body("GpuNode", "n1", None, spec={"slots": [held.to_wire()]}), _lease())
+    seen.show(resources.NODES, _node())
+    greedy = [{"resources": {"requests": {"cpu": "60", "memory": "512Mi"}}}]
+    spec = {"nodeName": "n1", "containers": greedy, "resourceClaims": [{"resourceClaimTemplateName": "train"}]}
+    seen.show(resources.PODS, {"metadata": {"name": "own", "namespace": "team-a"}, "spec": spec})
+    assert _the_node(seen).foreign == Amount(59_000, 0, 0)
 
 
 def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() -> None:

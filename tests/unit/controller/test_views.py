@@ -71,7 +71,7 @@ def test_the_load_of_a_node_is_the_sum_of_its_running_pods_whatever_happened_bef
             there[number] = new
     for node in NODES:
         for leases in (frozenset[Key](), frozenset({Key("team-a", "train")})):
-            assert loads.foreign(node, leases) == _expected(list(there.values()), node, leases)
+            assert loads.foreign(node, leases, {}) == _expected(list(there.values()), node, leases)
 
 
 def test_a_node_that_nobody_uses_any_more_is_remembered_by_nothing() -> None:
