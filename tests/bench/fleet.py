@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from http import HTTPStatus
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -177,11 +178,23 @@ async def gpu_nodes(world: World) -> list[Object]:
 async def empty(api: Api, resource: Resource, namespace: str, *, force: bool = False) -> None:
     """Delete every object of a kind in a namespace, and wait until none is left. force: take finalizers off."""
     path = resource.path(namespace)
-    await api.delete(path, {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0})
+    await _delete_all(api, path)
     while left := await api.items(path):
         if force:
             await at_once(_release(api, resource, namespace, one["metadata"]["name"]) for one in left)
         await asyncio.sleep(0.2)
+
+
+async def _delete_all(api: Api, path: str) -> None:
+    """Delete a collection; a thousand objects may take longer than one request is given."""
+    while True:
+        try:
+            await api.delete(path, {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0})
+        except ApiError as error:
+            if error.code != HTTPStatus.GATEWAY_TIMEOUT:
+                raise
+        else:
+            return
 
 
 async def _release(api: Api, resource: Resource, namespace: str, name: str) -> None:

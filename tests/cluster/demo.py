@@ -11,24 +11,20 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import count
 from typing import Final, TypeVar
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from gpu_tenancy.api import names
 from gpu_tenancy.api.base import ConditionStatus, format_duration, parse_duration
 from gpu_tenancy.api.lease import ConditionType, LeaseCondition, Reason
 from gpu_tenancy.api.node import ObservedSlot
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.kube import resources
-from gpu_tenancy.mig.profiles import MEMORY_SLICES, slices
-from tests.cluster import bill
+from gpu_tenancy.mig.profiles import MEMORY_SLICES
+from tests.cluster import bill, conservation
 from tests.cluster.api import ApiError, Object
 from tests.cluster.binaries import BuildError
 from tests.cluster.control_plane import KubectlError
@@ -50,28 +46,15 @@ ALL_MINING: Final = Counter({"full": 14, "7g.80gb": 2})
 EXTENDED: Final = "20m"
 HOLD_SECONDS: Final = 2.0
 """How long the Deployment of an ended lease is watched for not getting its GPU back."""
-ROUNDING_SECONDS: Final = 3
-"""A segment is billed in whole seconds, and the operator notes its ends when it sees them."""
+POOL_NAME: Final = "idle"
+"""Of the MiningPool in examples/3-miningpool.yaml."""
+STORY_SECONDS: Final = 90.0
+"""How long the story may take once the world is up; a newcomer watches it to its end."""
 PATIENCE_SECONDS: Final = 30.0
 """How long a step waits for each thing it has to see; the longest term of the story is 20 s."""
 LOG_LINES: Final = 20
 FAILED: Final = 1
 INTERRUPTED: Final = 130
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Slice-seconds by state as the operator exports them, and between which instants it last added to them."""
-
-    states: Mapping[str, float]
-    earliest: float
-    latest: float
-    """Seconds of `time.monotonic`."""
-
-    @property
-    def total(self) -> float:
-        """Slice-seconds of all states together."""
-        return sum(self.states.values())
 
 
 class Story:
@@ -83,7 +66,7 @@ class Story:
         self._sights = Sights(observed, TENANT)
         self._telling = telling
         self._bill: list[bill.Line] = []
-        self._before_rent: Reading | None = None
+        self._before_rent: conservation.Reading | None = None
 
     async def tell(self) -> None:
         """All steps, one after the other."""
@@ -119,7 +102,7 @@ class Story:
         self._telling.say(f"$ kubectl apply -f {BOOK.relative_to(ROOT)} -f {POOL.relative_to(ROOT)}")
         await furnish(self._world)
         await self._until_mining(ALL_MINING)
-        self._before_rent = await self._read()
+        self._before_rent = await conservation.read(self._world, POOL_NAME)
         return "all 16 GPUs mine: 14 whole ones, and 2 in MIG mode on their 7g.80gb slice"
 
     async def preempt(self) -> str:
@@ -281,19 +264,23 @@ class Story:
         return f"the bill of 4 UsageRecords is {total}, to the hundredth what the leases' status.cost says"
 
     async def conserve(self) -> str:
-        """Every slice of every GPU was in exactly one hand at any time."""
-        first, last = self._before_rent, await self._read()
+        """Every slice of every GPU was in exactly one hand at any time, and what was leased is what is billed."""
+        first, last = self._before_rent, await conservation.read(self._world, POOL_NAME)
         assert first is not None
         grown, width = last.total - first.total, GPUS * MEMORY_SLICES
         least, most = width * (last.earliest - first.latest), width * (last.latest - first.earliest)
         if not least <= grown <= most:
             raise NotSeenError(f"{least:.1f} to {most:.1f} slice-seconds in all states together", f"{grown:.1f}")
-        gained = {state: last.states[state] - first.states.get(state, 0.0) for state in sorted(last.states)}
-        billed = self._agreed_with_ledger(gained["leased"])
-        shares = ", ".join(f"{state} {seconds:.0f}" for state, seconds in gained.items())
+        segments = conservation.stands(self._observed)
+        if breaches := conservation.breaches(first, last, segments):
+            raise NotSeenError("no slice to be in two hands, and what was leased to be billed", "; ".join(breaches))
+        counted = conservation.gained(first, last)
+        shares = ", ".join(f"{state} {seconds:.0f}" for state, seconds in counted.items())
+        billed = sum(one.billed for one in segments)
         return (
             f"{GPUS} GPUs × {MEMORY_SLICES} slices × {grown / width:.1f} s = {grown:.0f} slice-seconds ({least:.0f} to "
-            f"{most:.0f} were due), each in one state: {shares}; of the leased ones {billed} are on record"
+            f"{most:.0f} were due), each in one state: {shares}; of the leased ones {billed} are billed, none "
+            "twice; the others are started seconds"
         )
 
     async def mine_again(self) -> str:
@@ -397,44 +384,6 @@ class Story:
         segments = self._sights.segments(lease)
         return "; ".join(f"{one.lease_name} {one.seconds} s, {one.reason or 'open'}" for one in segments) or "no record"
 
-    # --- conservation ---------------------------------------------------------------------------------------------
-
-    async def _read(self) -> Reading:
-        """The slice-seconds after a cycle that began now: an annotation makes the operator look."""
-        earliest, before = time.monotonic(), await self._slice_seconds()
-        path = resources.MINING_POOLS.path("mining", "idle")
-        await self._world.api.patch(path, {"metadata": {"annotations": {f"{names.GROUP}/looked-at": f"{earliest}"}}})
-        for _ in count():
-            states, now = await self._slice_seconds(), time.monotonic()
-            if sum(states.values()) > sum(before.values()):
-                return Reading(states, earliest, now)
-            if now > earliest + 10:
-                raise NotSeenError("gpu_tenancy_slice_seconds_total to grow", f"{before}")
-            await asyncio.sleep(0.02)
-        raise AssertionError("unreachable: counting does not end")
-
-    async def _slice_seconds(self) -> dict[str, float]:
-        status, text = await self._world.ask("/metrics")
-        if status != 200:
-            raise NotSeenError("the operator's /metrics to answer", f"status {status}: {text}")
-        return {
-            sample.labels["state"]: sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == "gpu_tenancy_slice_seconds_total"
-        }
-
-    def _agreed_with_ledger(self, leased: float) -> int:
-        """Slice-seconds on record; those counted as leased must be the same but for whole seconds."""
-        segments = self._sights.segments()
-        widths = [len(one.devices) * slices(one.model, one.profile) for one in segments]
-        billed = sum(width * (one.seconds or 0) for width, one in zip(widths, segments, strict=True))
-        slack = ROUNDING_SECONDS * sum(widths)
-        if abs(leased - billed) > slack:
-            expected = f"{billed} leased slice-seconds as on record, at most {slack} more or less"
-            raise NotSeenError(expected, f"{leased:.1f}")
-        return billed
-
 
 STEPS: Final = (
     ("all 16 GPUs mine", Story.all_mine),
@@ -498,7 +447,16 @@ async def _tell(world: World, observed: Observed, console: Console) -> int:
         _explain(failure, telling, world, console)
         return FAILED
     story.summary(console)
-    _say(console, f"\nEvery step was observed, in {telling.elapsed:.1f} s.", "bold green")
+    return verdict(telling.elapsed, console)
+
+
+def verdict(seconds: float, console: Console) -> int:
+    """Say how long a story took of which every step was observed; returns the exit code. Too long is a failure."""
+    if seconds > STORY_SECONDS:
+        told = f"Every step was observed, but it took {seconds:.1f} s; at most {STORY_SECONDS:.0f} s are allowed."
+        _say(console, f"\n{told}", "bold red")
+        return FAILED
+    _say(console, f"\nEvery step was observed, in {seconds:.1f} s.", "bold green")
     return 0
 
 

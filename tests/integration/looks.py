@@ -51,7 +51,7 @@ async def nothing_left(world: World, uid: str, *, job: bool = False) -> None:
     """No device is held for the lease, and nothing that was made for it is there; but for a finished Job (`job`), which
     stays until the lease is deleted, so that its logs can be read."""
     assert not await slots_of(world, uid)
-    for made in (resources.RESOURCE_CLAIM_TEMPLATES, *(() if job else (resources.JOBS,))):
+    for made in (resources.RESOURCE_CLAIM_TEMPLATES, resources.SERVICES, *(() if job else (resources.JOBS,))):
         assert not await world.items(made, labelSelector=f"{names.LABEL_HOLDER}={uid}")
 
 

@@ -8,10 +8,11 @@ were let through, and says in its failure which one was the last:
    `delete resourceclaims` (miners); `create jobs`;
 7. ready: `create usagerecords` (the segment opens), `update gpuleases/status` (Ready);
 8. the end: `update gpuleases/status` (notice), `patch usagerecords` (billableTo), `patch gpunodes` (slots back),
-   `delete resourceclaimtemplates`, `delete jobs`, `delete pods` (a tenant's own);
+   `delete services` and `delete resourceclaimtemplates`, `delete jobs`, `delete pods` (a tenant's own); where the
+   namespace goes, `create usagerecords` and `patch usagerecords` (archived, let go);
 9. `update gpuleases/status` (settled), `patch gpuleases` (finalizer off), `create resourceclaims` and `create pods`
    (miners again);
-10. `update gpuleases/status`, `update miningpools/status`.
+10. `update gpuleases/status`, `update miningpools/status`, `update pricebooks/status`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from typing import Final
 
 import pytest
 
+from gpu_tenancy.api import names
 from gpu_tenancy.kube import resources
 from tests.cluster.api import Object
 from tests.cluster.crashing import writes_in
 from tests.cluster.eventually import eventually
 from tests.cluster.world import OPERATOR, World, lease, template
 from tests.integration.conftest import Living, mining_world, story
-from tests.integration.looks import DEPLOYMENTS, deployment, gone, nothing_left, running
+from tests.integration.looks import DEPLOYMENTS, deployment, gone, nothing_left, running, slots_of
 
 GPUS: Final = {"profile": "full", "count": 2}
 TERM_SECONDS: Final = 3
@@ -46,16 +48,25 @@ STEPS: Final = {
     "create resourceclaimtemplates": "5",
     "create services": "5",
     "create jobs": "5",
-    "create usagerecords": "7",
+    "create usagerecords": "7, 8",
     "patch usagerecords": "8",
     "delete resourceclaimtemplates": "8",
     "delete jobs": "8",
+    "delete services": "8",
     "create resourceclaims": "9",
     "create pods": "9",
     "update miningpools/status": "10",
+    "update pricebooks/status": "10",
 }
 """Numbered steps to which a write can belong."""
-MOST_WRITES: Final = {"expires": 30, "deleted": 24, "resumes": 36, "completes": 36}
+MOST_WRITES: Final = {
+    "expires": 30,
+    "deleted": 24,
+    "resumes": 36,
+    "completes": 36,
+    "loses its namespace": 36,
+    "loses a device": 56,
+}
 """No fewer than a life has; a test below holds them against lives without a crash."""
 SAMPLES: Final = 3
 
@@ -127,11 +138,48 @@ async def _completes(world: World, name: str) -> None:
     await world.delete(resources.GPU_LEASES, name, "team-a")
 
 
+async def _loses_its_namespace(world: World, name: str) -> None:
+    """A lease whose namespace is deleted while it runs: its segment is closed, and archived elsewhere."""
+    await world.control_plane.create_namespace(name)
+    created = await world.create(lease(name, name, gpus=GPUS, template=template()))
+    await world.ready(name, name)
+    await world.kubectl("delete", "namespace", name, "--timeout=140s")
+    [record] = await world.records(name, name)
+    assert record["metadata"]["namespace"] == names.SYSTEM_NAMESPACE
+    assert "finalizers" not in record["metadata"]
+    assert record["spec"]["reason"] in ("Deleted", "Failed")  # Kubernetes may delete a Job's pods before the lease
+    _seconds(record["spec"])
+    await world.mining(16)
+    await nothing_left(world, created["metadata"]["uid"])
+
+
+async def _loses_a_device(world: World, name: str) -> None:
+    """A lease one of whose promises is torn up: it is placed anew, and billed for what it had."""
+    created = await world.create(lease(name, gpus=GPUS, template=template()))
+    first = await world.ready(name)
+    uid, [node] = created["metadata"]["uid"], first["status"]["nodes"]
+    [(_, torn), _] = await slots_of(world, uid, "spec")
+    path = resources.GPU_NODES.path(None, node)
+    slots = (await world.api.get(path))["spec"]["slots"]
+    await world.api.patch(path, {"spec": {"slots": [slot for slot in slots if slot["device"] != torn["device"]]}})
+    await eventually("the second segment", lambda: _segments(world, name, 2))
+    await world.delete(resources.GPU_LEASES, name, "team-a")
+    await gone(world, name)
+    one, two = (record["spec"] for record in await world.records(name))
+    assert [(spec["segment"], spec["reason"]) for spec in (one, two)] == [(1, "NodeLost"), (2, "Deleted")]
+    assert [_seconds(spec) == spec["seconds"] for spec in (one, two)] == [True, True]
+    assert _time(two["billableFrom"]) >= _time(one["billableTo"])
+    await world.mining(16)
+    await nothing_left(world, uid)
+
+
 LIVES: Final[dict[str, Life]] = {
     "expires": _expires,
     "deleted": _is_deleted,
     "resumes": _resumes,
     "completes": _completes,
+    "loses its namespace": _loses_its_namespace,
+    "loses a device": _loses_a_device,
 }
 CASES: Final = [(life, after) for life in LIVES for after in range(1, MOST_WRITES[life] + 1)]
 
@@ -160,7 +208,7 @@ async def test_an_operator_killed_after_some_write_leaves_the_same_end_behind(
 @story
 async def test_every_write_of_a_life_is_one_of_the_numbered_steps(world: World, life: str) -> None:
     async with _operator_that_crashes(world, 10 * MOST_WRITES[life]):
-        await LIVES[life](world, f"{life}-whole")
+        await LIVES[life](world, f"{_slug(life)}-whole")
     writes = _writes(world)
     assert len(writes) <= MOST_WRITES[life]
     assert set(writes) <= set(STEPS)
@@ -169,7 +217,7 @@ async def test_every_write_of_a_life_is_one_of_the_numbered_steps(world: World, 
 async def _live_through_a_crash(world: World, life: str, after: int) -> None:
     async with _operator_that_crashes(world, after):
         try:
-            await LIVES[life](world, f"{life}-{secrets.token_hex(3)}")
+            await LIVES[life](world, f"{_slug(life)}-{secrets.token_hex(3)}")
         except AssertionError as error:
             writes = _writes(world)
             raise AssertionError(f"killed after write {len(writes)} of {writes}:\n{error}") from error
@@ -197,6 +245,10 @@ async def _start_again(world: World, over: asyncio.Event) -> None:
         await asyncio.sleep(0.02)
 
 
+def _slug(life: str) -> str:
+    return life.replace(" ", "-")
+
+
 def _writes(world: World) -> list[str]:
     return writes_in(world.control_plane.log_tail(OPERATOR, 100_000))
 
@@ -211,6 +263,10 @@ async def _the_one_segment(world: World, name: str, reason: str) -> Object:
 
 async def _closed(world: World, name: str) -> bool:
     return any("billableTo" in record["spec"] for record in await world.records(name))
+
+
+async def _segments(world: World, name: str, count: int) -> bool:
+    return len(await world.records(name)) == count
 
 
 async def _suspend(world: World, name: str, suspended: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -228,10 +229,41 @@ def test_kubectl_get_shows_state_gpus_nodes_expiry_and_cost(control_plane_api: A
 
 
 @pytest.mark.usefixtures("shown")
-def test_kubectl_get_wide_adds_position_price_and_reason(control_plane_api: ApiServer) -> None:
+def test_kubectl_get_wide_adds_position_price_with_its_currency_and_reason(control_plane_api: ApiServer) -> None:
     header, row = table(control_plane_api.kubectl("get", "gpul", "shown", "--output", "wide"))
-    assert header[8:] == ["POSITION", "PRICE", "REASON"]
-    assert row[8:] == ["3", "145.00", "Unpriced"]
+    assert header[8:] == ["POSITION", "PRICE", "CURRENCY", "REASON"]
+    assert row[8:] == ["3", "145.00", "RUB", "Unpriced"]
+
+
+@pytest.fixture(scope="module")
+def recorded(control_plane_api: ApiServer) -> None:
+    """A closed record of three devices for kubectl to show."""
+    devices = [{"node": "a", "device": f"gpu{index}-9f2c41", "gpu": f"GPU-{index}"} for index in range(3)]
+    closed = {
+        "metadata.name": "printed-1",
+        "spec.contract": "printed",
+        "spec.devices": devices,
+        "spec.billableTo": "2026-01-01T01:00:00Z",
+        "spec.seconds": 3600,
+        "spec.reason": "Expired",
+    }
+    control_plane_api.create(changed(MANIFESTS["record"], closed))
+
+
+@pytest.mark.usefixtures("recorded")
+def test_kubectl_get_shows_seconds_and_price_of_a_record_with_its_currency(control_plane_api: ApiServer) -> None:
+    header, row = table(control_plane_api.kubectl("get", "usage", "printed-1"))
+    assert header == [
+        "NAME", "LEASE", "SEGMENT", "PROFILE", "FROM", "TO", "SECONDS", "PRICE", "CURRENCY", "REASON", "AGE"
+    ]  # fmt: skip
+    assert row[6:10] == ["3600", "145.00", "RUB", "Expired"]
+
+
+@pytest.mark.usefixtures("recorded")
+def test_the_finance_pages_command_prints_the_factors_of_a_bill(control_plane_api: ApiServer) -> None:
+    page = (ROOT / "docs" / "finance.md").read_text()
+    (typed,) = re.findall(r"^\$ kubectl (get usagerecords -A -o go-template='[^']*')$", page, re.MULTILINE)
+    assert "default/train: 3 × 3600 s × 145.00 RUB/h" in control_plane_api.kubectl(*shlex.split(typed)).splitlines()
 
 
 @pytest.mark.usefixtures("shown")

@@ -320,6 +320,43 @@ async def test_a_stray_slot_is_taken_away_again_and_its_miner_comes_back(world: 
     assert "billableTo" not in record["spec"]
 
 
+BEYOND: Final = "9999-12-31T23:59:59.000000-12:00"
+"""A time to the API server, and none to the operator: stands for all that only a newer version understands."""
+
+
+@story
+async def test_a_gpu_node_that_cannot_be_read_is_left_as_it_is_until_it_can(world: World) -> None:
+    await world.create(lease("kept", gpus={**WHOLE, "count": 2}, template=template()))
+    ready = await world.ready("kept")
+    uid, [node] = ready["metadata"]["uid"], ready["status"]["nodes"]
+    await world.mining(14)
+    since = {slot["device"]: slot["since"] for _, slot in await slots_of(world, uid, "spec")}
+    await _edit_slots(
+        world, node, lambda slots: [slot | ({"since": BEYOND} if slot["device"] in since else {}) for slot in slots]
+    )
+    written = await world.api.get(resources.GPU_NODES.path(None, node))
+    stalled = await world.condition("kept", "Stalled", "True", "Unreadable")
+    why = f"GpuNode {node} cannot be read (spec.slots."
+    assert f"2 of 2 devices on {node}. But {why}" in told(stalled, "Ready")
+    about = f"reason=Unreadable,involvedObject.kind=GpuNode,involvedObject.name={node}"
+    [event] = await eventually("an Event", lambda: world.items(resources.EVENTS, fieldSelector=about))
+    assert event["message"].startswith(why)
+    await world.create(lease("beside", gpus={**WHOLE, "count": 4}))
+    assert node not in (await world.ready("beside"))["status"]["nodes"]
+    await world.kubectl("delete", "gpul", "kept", "-n", "team-a", "--wait=false")
+    await lease_where(world, "kept", "no longer billed", lambda one: "billableTo" in one["status"])
+    await asyncio.sleep(1.2)
+    left = await world.api.get(resources.GPU_NODES.path(None, node))
+    assert left["spec"] == written["spec"]
+    assert len(await running(world, **{names.LABEL_LEASE: "kept"})) == 1
+    await _edit_slots(
+        world, node, lambda slots: [slot | {"since": since.get(slot["device"], slot["since"])} for slot in slots]
+    )
+    await gone(world, "kept")
+    [record] = await world.records("kept")
+    assert record["spec"]["reason"] == "Deleted"
+
+
 async def _has_only(world: World, uid: str, own: Object) -> bool:
     return [slot["device"] for _, slot in await slots_of(world, uid)] == [own["device"]] * 2
 

@@ -13,9 +13,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gpu_tenancy.api import names
+from gpu_tenancy.api.usage import UsageRecordSpec
+from gpu_tenancy.core.ledger import double_billings
 from gpu_tenancy.kube import resources
+from tests.cluster import conservation
 from tests.cluster.api import MERGE, Object
 from tests.cluster.eventually import eventually
+from tests.cluster.observed import Observed
 from tests.cluster.world import World, condition_of, lease, template
 from tests.integration.conftest import Living, mining_world, story
 
@@ -315,24 +319,24 @@ async def test_kubectl_shows_and_waits_for_a_lease(world: World) -> None:
 
 
 @story
-async def test_every_slice_second_is_in_exactly_one_hand(world: World) -> None:
-    async def seconds() -> dict[str, float]:
-        _, text = await world.ask("/metrics")
-        lines = [line for line in text.splitlines() if line.startswith("gpu_tenancy_slice_seconds_total{")]
-        return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
+async def test_every_slice_second_is_in_exactly_one_hand_and_the_leased_ones_are_billed(world: World) -> None:
+    async with Observed(world.api, (resources.USAGE_RECORDS,)) as observed:
+        before = await conservation.read(world, "miners")
+        counted = lease("counted", gpus={"profile": "full", "count": 4}, term={"duration": "4s", "notice": "1s"})
+        await world.create(counted)
+        await world.settled("counted")
 
-    async def now() -> dict[str, float]:
-        _, text = await world.ask("/metrics")
-        lines = [line for line in text.splitlines() if line.startswith("gpu_tenancy_slices{")]
-        return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
+        def closed() -> list[conservation.Stand]:
+            found = conservation.stands(observed)
+            return [one for one in found if one.segment.lease_name == "counted"]
 
-    assert sum((await now()).values()) == 16 * 8
-    before = await seconds()
-    await world.create(lease("counted", gpus={"profile": "full", "count": 4}, term={"duration": "2s", "notice": "1s"}))
-    await world.settled("counted")
-    [record] = await world.records("counted")
-    after = await seconds()
-    leased = after["leased"] - before["leased"]
-    assert record["spec"]["seconds"] == 2
-    # 4 devices × 8 slices × 2 s; the states are looked at in cycles, some milliseconds after each fact
-    assert abs(leased - 4 * 8 * 2) < 4 * 8 * 1.5
+        segments = await observed.until("the closed record", closed)
+        after = await conservation.read(world, "miners")
+        # All records that the module has left, open and closed: the same slices are never billed twice.
+        records = [UsageRecordSpec.model_validate(one["spec"]) for one in observed.ever(resources.USAGE_RECORDS)]
+    assert [one.billed for one in segments] == [4 * 8 * 4]
+    assert conservation.breaches(before, after, segments) == []
+    assert list(double_billings(records)) == []
+    # Every GPU is in the account: 16 of them, 8 slices each, from one reading to the other.
+    least, most = after.earliest - before.latest, after.latest - before.earliest
+    assert 16 * 8 * least <= after.total - before.total <= 16 * 8 * most

@@ -426,3 +426,27 @@ def test_a_job_of_a_suspended_lease_is_stopped_and_runs_anew_under_the_next_name
     cluster.run(6)
     assert list(cluster.jobs) == ["train-2"]
     assert cluster.is_true(lease)
+
+
+def test_a_tenant_cannot_keep_a_gpu_by_keeping_the_job() -> None:
+    """A finalizer on the Job keeps it from going, and Kubernetes deletes its pods only after it."""
+    cluster = one_node()
+    lease = ready(cluster, works=float("inf"), duration="5s", notice="1s")
+    cluster.kept_jobs.add(lease)
+    cluster.run(15)
+    assert cluster.ledger(lease) == [(5, "Expired")]
+    assert cluster.is_true(lease, ConditionType.SETTLED)
+    assert back_to_mining(cluster)
+
+
+def test_a_training_that_is_complete_and_held_is_not_run_again_when_it_is_resumed() -> None:
+    cluster = one_node()
+    lease = ready(cluster, works=2, on_completion="Hold")
+    cluster.run(5)
+    cluster.edit(lease, suspend=True)
+    cluster.run(5)
+    cluster.edit(lease, suspend=False)
+    cluster.run(5)
+    assert cluster.is_true(lease)
+    assert list(cluster.jobs) == ["train-1"]
+    assert cluster.leases[lease].status.attempt == 2

@@ -241,4 +241,20 @@ def test_every_slice_is_in_one_hand_through_a_whole_hand_over() -> None:
         states = cluster.slice_states()
         assert states.total() == 16
         seen |= {state for state, slices in states.items() if slices}
-    assert seen == {SliceState.MINING, SliceState.HAND_OVER, SliceState.LEASED}
+    assert seen == {SliceState.MINING, SliceState.HAND_OVER, SliceState.LEASED}, "none contested, none idle"
+
+
+def test_a_gpu_that_is_lost_does_not_keep_its_lease_from_being_settled() -> None:
+    """Nobody can prove it empty, so nobody is given it; but the lease has moved, and ends elsewhere."""
+    cluster = two_nodes()
+    lease = cluster.create("train", works=3)
+    cluster.run(2)
+    [(node, slot)] = cluster.slots_of(lease)
+    cluster.break_gpu(node, next(gpu.index for gpu in cluster.nodes[node].gpus if gpu.uuid == slot.gpu), lost=True)
+    cluster.run(12)
+    assert slot.device in cluster.nodes[node].held
+    assert cluster.is_true(lease, ConditionType.SETTLED)
+    assert [why for _, why in cluster.ledger(lease)] == ["NodeLost", "Completed"]
+    cluster.delete(lease)
+    cluster.run(2)
+    assert lease not in cluster.leases

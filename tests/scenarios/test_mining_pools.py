@@ -176,3 +176,12 @@ def test_without_pools_gpus_are_idle() -> None:
     cluster = node_of_two()
     cluster.run(2)
     assert not cluster.nodes["a"].slots
+
+
+def test_a_miners_name_that_somebody_else_has_keeps_no_other_miner_of_the_pool_from_starting() -> None:
+    cluster = Cluster()
+    cluster.add_node("a", 2)
+    uid = cluster.add_pool()
+    refused = Failure("NameTaken", "A Pod named mining/miner-a exists.", START.replace(hour=13))
+    decided = plan(replace(cluster.snapshot(), failures={uid: refused}), cluster.now)
+    assert len([action for action in decided.actions if isinstance(action, StartMiner)]) == 2

@@ -41,7 +41,11 @@ def _to_utc(value: object) -> object:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError(f"time {value.isoformat()} has no time zone; write it as UTC with a trailing Z")
-        return value.astimezone(UTC)
+        try:
+            return value.astimezone(UTC)
+        except OverflowError as error:  # which pydantic would not turn into its own report
+            remedy = "write it as UTC with a trailing Z"
+            raise ValueError(f"time {value.isoformat()} is not within the years 1 to 9999 of UTC; {remedy}") from error
     return value
 
 
@@ -70,6 +74,20 @@ MicroTime = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 """Instant in UTC, microseconds on the wire (metav1.MicroTime)."""
+
+
+def _cut_to(limit: int) -> BeforeValidator:
+    """Cuts what is longer: a sentence from elsewhere (a Job's, the API server's) may be of any length."""
+    return BeforeValidator(
+        lambda text: f"{text[: limit - 1]}…" if isinstance(text, str) and len(text) > limit else text
+    )
+
+
+Message = Annotated[str, _cut_to(1024), Field(max_length=1024)]
+"""A sentence in a status, cut to what a condition takes."""
+
+ShortMessage = Annotated[str, _cut_to(512), Field(max_length=512)]
+"""A short one, of which a status holds many."""
 
 DURATION_PATTERN: Final = r"^(?:([0-9]{1,5})h)?(?:([0-9]{1,7})m)?(?:([0-9]{1,9})s)?$"
 """Bounded so that the sum stays below 292 years, which is what CEL's and Go's durations hold."""

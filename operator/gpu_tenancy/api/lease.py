@@ -17,6 +17,7 @@ from gpu_tenancy.api.base import (
     Currency,
     DecimalString,
     Duration,
+    Message,
     MicroTime,
     Profile,
     Quantity,
@@ -75,6 +76,7 @@ class Reason(StrEnum):
     NAME_TAKEN = "NameTaken"
     EXTENSION_REFUSED = "ExtensionRefused"
     API_REJECTED = "ApiRejected"
+    UNREADABLE = "Unreadable"
     # running
     ADMITTED = "Admitted"
     UNPRICED = "Unpriced"
@@ -96,6 +98,10 @@ class Reason(StrEnum):
     OPEN = "Open"
     SETTLED = "Settled"
     UP_TO_DATE = "UpToDate"
+
+
+ENDS: Final = (Reason.EXPIRED, Reason.COMPLETED, Reason.FAILED, Reason.DELETED)
+"""Reasons for which a lease is over."""
 
 
 class GpusSpec(ApiModel):
@@ -283,7 +289,7 @@ class LeaseCondition(ApiModel):
     """True, False or Unknown."""
     reason: Reason
     """Machine-readable cause."""
-    message: str = Field(default="", max_length=1024)
+    message: Message = ""
     """The cause in plain English, with numbers."""
     last_transition_time: Time
     """When status last changed."""
@@ -320,9 +326,9 @@ class LeaseEnd(ApiModel):
 
     at: Time
     """The last billed instant (exclusive), or the instant of the decision where nothing was billed."""
-    reason: Reason
+    reason: Reason = Field(json_schema_extra={"enum": [str(one) for one in ENDS]})
     """Expired, Completed, Failed or Deleted."""
-    message: str = Field(default="", max_length=1024)
+    message: Message = ""
     """In plain English."""
 
 
@@ -397,6 +403,7 @@ KIND: Final = Kind(
         AGE,
         Column("Position", ".status.position", "integer", wide=True),
         Column("Price", ".status.price.perHour", wide=True),
+        Column("Currency", ".status.price.currency", wide=True),
         condition_column("Reason", "Admitted", wide=True),
     ),
     selectable=(".spec.gpus.profile", ".spec.tier"),

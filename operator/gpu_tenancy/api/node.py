@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field
 
-from gpu_tenancy.api.base import ApiModel, ConditionStatus, Holder, MicroTime, Profile, Time
+from gpu_tenancy.api.base import ApiModel, ConditionStatus, Holder, Message, MicroTime, Profile, ShortMessage, Time
 from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, list_map, rule, rules
 
 
@@ -110,7 +110,7 @@ class Gpu(ApiModel):
     """Whole or MIG, as observed."""
     healthy: bool = True
     """false: nothing is planned on it."""
-    message: str = Field(default="", max_length=512)
+    message: ShortMessage = ""
     """Why it is not healthy."""
 
 
@@ -133,7 +133,7 @@ class ObservedSlot(ApiModel):
     """NVML UUID of the device itself (GPU-… or MIG-…), once it exists."""
     ready_at: MicroTime | None = None
     """When the device was ready; stored before it is published."""
-    message: str = Field(default="", max_length=512)
+    message: ShortMessage = ""
     """What it waits for, or why it failed."""
 
 
@@ -141,12 +141,12 @@ class NodeCondition(ApiModel):
     """metav1.Condition of a node."""
 
     type: NodeConditionType
-    """Ready."""
+    """Ready, or AgentSilent."""
     status: ConditionStatus
     """True, False or Unknown."""
     reason: NodeReason
     """Machine-readable cause."""
-    message: str = Field(default="", max_length=1024)
+    message: Message = ""
     """The cause in plain English."""
     last_transition_time: Time
     """When status last changed."""
@@ -155,7 +155,7 @@ class NodeCondition(ApiModel):
 
 
 class GpuNodeStatus(ApiModel):
-    """The devices that are. Written by the node's agent only."""
+    """The devices that are. Written by the node's agent; its condition AgentSilent by the operator."""
 
     observed_generation: int | None = None
     """Generation of the spec that the agent has acted upon."""
@@ -184,7 +184,7 @@ class GpuNode(ApiModel):
     spec: GpuNodeSpec = GpuNodeSpec()
     """The devices that should exist, and whose they are. Written by the operator only."""
     status: GpuNodeStatus | None = None
-    """The GPUs and devices that exist. Written by the node's agent only."""
+    """The GPUs and devices that exist. Written by the node's agent; its condition AgentSilent by the operator."""
 
 
 KIND: Final = Kind(

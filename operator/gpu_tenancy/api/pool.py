@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from gpu_tenancy.api.base import ApiModel, ConditionStatus, Quantity, Time
+from gpu_tenancy.api.base import ApiModel, ConditionStatus, Message, Quantity, Time
 from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, list_map, name_limit
 
 
@@ -104,7 +104,7 @@ class PoolCondition(ApiModel):
     """True, False or Unknown."""
     reason: PoolReason
     """Machine-readable cause."""
-    message: str = Field(default="", max_length=1024)
+    message: Message = ""
     """The cause in plain English, with numbers."""
     last_transition_time: Time
     """When status last changed."""

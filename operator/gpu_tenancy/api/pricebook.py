@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field
 
-from gpu_tenancy.api.base import ApiModel, ConditionStatus, Currency, DecimalString, Profile, Time
+from gpu_tenancy.api.base import ApiModel, ConditionStatus, Currency, DecimalString, Message, Profile, Time
 from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, immutable, list_map, rules
 
 
@@ -82,7 +82,7 @@ class BookCondition(ApiModel):
     """True, False or Unknown."""
     reason: BookReason
     """Machine-readable cause."""
-    message: str = Field(default="", max_length=1024)
+    message: Message = ""
     """The cause in plain English."""
     last_transition_time: Time
     """When status last changed."""

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from gpu_tenancy.api.base import ApiModel, Time
 from gpu_tenancy.api.kinds import AGE, Column, Kind, immutable, rule, rules
-from gpu_tenancy.api.lease import Price, Reason, Tier
+from gpu_tenancy.api.lease import ENDS, Price, Reason, Tier
 
 
 class BilledDevice(ApiModel):
@@ -30,9 +30,7 @@ _WRITTEN_ONCE: Final = (
     "contract", "segment", "leaseNamespace", "leaseName", "tier", "model", "profile", "devices", "price",
     "billableFrom",
 )  # fmt: skip
-ENDS: Final = (
-    Reason.EXPIRED, Reason.COMPLETED, Reason.FAILED, Reason.DELETED, Reason.SUSPENDED, Reason.NODE_LOST,
-)  # fmt: skip
+SEGMENT_ENDS: Final = (*ENDS, Reason.SUSPENDED, Reason.NODE_LOST)
 """Reasons for which a segment ends."""
 _CLOSING: Final = ("billableTo", "seconds", "reason")
 
@@ -109,7 +107,7 @@ class UsageRecordSpec(ApiModel):
     """Last billed instant (exclusive), whole seconds, UTC; absent while the segment is open."""
     seconds: int | None = Field(default=None, ge=0)
     """billableTo − billableFrom; absent while the segment is open."""
-    reason: Reason | None = Field(default=None, json_schema_extra={"enum": [str(one) for one in ENDS]})
+    reason: Reason | None = Field(default=None, json_schema_extra={"enum": [str(one) for one in SEGMENT_ENDS]})
     """Why the segment ended: its term, its Job, its owner, or the loss of its devices (NodeLost)."""
 
 
@@ -131,10 +129,11 @@ KIND: Final = Kind(
         Column("From", ".spec.billableFrom"),
         Column("To", ".spec.billableTo"),
         Column("Seconds", ".spec.seconds", "integer"),
+        # Of a list the API server prints the first entry only: the number of devices can be no column.
+        Column("Price", ".spec.price.perHour"),
+        Column("Currency", ".spec.price.currency"),
         Column("Reason", ".spec.reason"),
         AGE,
-        Column("Price", ".spec.price.perHour", wide=True),
-        Column("Currency", ".spec.price.currency", wide=True),
         Column("Contract", ".spec.contract", wide=True),
     ),
     selectable=(".spec.contract", ".spec.leaseNamespace", ".spec.leaseName"),

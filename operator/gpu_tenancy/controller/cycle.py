@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from gpu_tenancy.api.base import ApiModel
-from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus
+from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
 from gpu_tenancy.controller.events import Events, transitions
 from gpu_tenancy.controller.execute import Execute, Outcome
 from gpu_tenancy.controller.gather import Gather
@@ -42,6 +42,12 @@ CONFLICTS_AT_ONCE: Final = 3
 """Cycles in a row that a conflict repeats at once; after that the view is given time to catch up."""
 STUCK_SECONDS: Final = 60.0
 """A cycle that takes longer is reported as dead."""
+BROKEN_CYCLES: Final = 3
+"""So many cycles in a row that came to no end make the operator unready."""
+LONGEST_UNLISTED: Final = 180.0
+"""Seconds without a listing of everything, or three of its periods, after which what is known may be long out of
+date."""
+LEFT_ALONE: Final = "It is left as it is, and so is what depends on it, until it can be read."
 
 
 class Cycle:
@@ -63,7 +69,7 @@ class Cycle:
         self._settings = settings
         self._metrics = metrics
         self._now = now
-        self._gather = Gather(self.views)
+        self._gather = Gather(self.views, settings.drain_grace_seconds)
         self._vetting = Vetting(client)
         self._asking: set[asyncio.Task[None]] = set()
         self._execute = Execute(client, self.views.store, settings, self.events.post, self._live)
@@ -72,6 +78,12 @@ class Cycle:
         self._beat = time.monotonic()
         self._errors = 0
         """Cycles in a row that left something undone."""
+        self._broken = 0
+        """Cycles in a row that came to no end."""
+        self._listed = time.monotonic()
+        """When everything was listed anew last."""
+        self._told: set[tuple[str, str]] = set()
+        """UIDs of objects that cannot be read, and what was said of them."""
 
     async def run(self) -> None:
         """Keep the cluster as planned until cancelled."""
@@ -81,10 +93,16 @@ class Cycle:
             group.create_task(self._resync())
             group.create_task(self._turn_forever())
 
-    @property
-    def ready(self) -> bool:
-        """All views are complete and a cycle has been through."""
-        return self.cycles > 0
+    def unready(self) -> str:
+        """Why the operator must not be relied on, as a sentence; empty while it can."""
+        if self.cycles == 0:
+            return "no cycle has been through yet"
+        if self._broken >= BROKEN_CYCLES:
+            return f"the last {self._broken} cycles came to no end; see the log"
+        unlisted = time.monotonic() - self._listed
+        if unlisted > max(LONGEST_UNLISTED, 3 * self._settings.resync_seconds):
+            return f"the API server has not let everything be listed for {unlisted:.0f} s; see the log"
+        return self.trouble() or self.views.trouble()
 
     def trouble(self) -> str:
         """Why the loop must be called dead, as a sentence; empty while it lives."""
@@ -100,9 +118,12 @@ class Cycle:
             self.dirty.clear()
             try:
                 wake = await self._turn()
+                self._broken = 0
             except KubeError as error:
+                self._broken += 1
                 await self._pause(f"Cycle ended by the API server: {error}")
             except Exception:  # noqa: BLE001  (one bad cycle must not end the loop: logged, counted, tried again)
+                self._broken += 1
                 _log.exception("Cycle failed.")
                 await self._pause("")
             self._beat = time.monotonic()
@@ -152,6 +173,7 @@ class Cycle:
         doubtful_for = await self.views.store.resync(self._client)
         now = self._now()
         snapshot = self._snapshot(now)
+        self._tell_unread()
         for lease in self._vetting.due(snapshot.leases):
             task = asyncio.create_task(self._vet(lease))
             self._asking.add(task)
@@ -201,6 +223,16 @@ class Cycle:
     def _snapshot(self, now: datetime) -> Snapshot:
         failures = {uid: failure for uid, (_, failure) in self._failures.items()}
         return self._gather.snapshot(now, self._vetting.verdicts, failures)
+
+    def _tell_unread(self) -> None:
+        """What cannot be read is counted, and told once by an Event on it: its status is left as it is."""
+        unread = self._gather.unread
+        self._metrics.show_unreadable(Counter(one.body["kind"] for one in unread))
+        for one in unread:
+            if (one.body["metadata"]["uid"], one.why) not in self._told:
+                resource = next(kind for kind in resources.OWN_KINDS if kind.kind == one.body["kind"])
+                self.events.post(resource, one.body, "Warning", str(Reason.UNREADABLE), f"{one.why}. {LEFT_ALONE}")
+        self._told = {(one.body["metadata"]["uid"], one.why) for one in unread}
 
     def _remember(self, outcome: Outcome, snapshot: Snapshot) -> None:
         """Keep refusals until they are due again or their object changed."""
@@ -291,6 +323,7 @@ class Cycle:
             await asyncio.sleep(self._settings.resync_seconds)
             try:
                 await self.views.store.resync(self._client, everything=True)
+                self._listed = time.monotonic()
                 self.dirty.set()  # running costs are due now and then though nothing happens
             except KubeError as error:
                 _log.warning("Listing anew failed: %s; it is tried again.", error)

@@ -53,6 +53,7 @@ class PodMeta(Wire, frozen=True):
     namespace: str = ""
     labels: dict[str, str] = {}
     deletion_timestamp: datetime | None = None
+    deletion_grace_period_seconds: int | None = None
     owner_references: tuple[Owner, ...] = ()
 
 

@@ -28,7 +28,7 @@ WAITING: Final = 1000
 WARNINGS: Final = frozenset({
     Reason.IMPOSSIBLE, Reason.NO_RATE, Reason.INVALID_TEMPLATE, Reason.INVALID_SPEC, Reason.NAME_TAKEN,
     Reason.EXTENSION_REFUSED, Reason.API_REJECTED, Reason.UNPRICED, Reason.NODE_LOST, Reason.NOTICE_GIVEN,
-    Reason.FAILED,
+    Reason.FAILED, Reason.UNREADABLE,
 })  # fmt: skip
 
 

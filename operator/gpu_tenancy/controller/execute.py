@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
@@ -59,6 +60,8 @@ promised and nobody is stopped."""
 LAST: Final = (Unbind,)
 """Done after the statuses are written: what is let go cannot be written to."""
 
+STOPPING: Final = (DeleteClaimTemplate, DeleteJob, DeletePod)
+
 CLOSING: Final = ("billableTo", "seconds", "reason")
 """Fields of a UsageRecord that are written when its segment ends."""
 FIRST_RETRY: Final = timedelta(seconds=2)
@@ -80,6 +83,8 @@ class Outcome:
     """UIDs of leases and pools of which some action was not done."""
     nodes: set[str] = field(default_factory=set)
     """Nodes whose slots were not written."""
+    promised: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Nodes whose slots were written, and the leases for which they were."""
     refused: dict[str, Failure] = field(default_factory=dict)
     """What the API server refused as things are, by UID of the lease or pool."""
     again: float | None = None
@@ -105,11 +110,14 @@ class Execute:
         self._alive = alive
         self._expected = Expectations()
         self._refusals: dict[str, tuple[int, datetime]] = {}
+        self._held: dict[Hashable, datetime] = {}
+        """Actions that were refused, and when each is tried again."""
 
     async def run(self, actions: Iterable[Action], statuses: Mapping[str, GpuLeaseStatus], now: datetime) -> Outcome:
         """Do the actions, stage by stage. `statuses`: what to write where a lease is admitted, by UID."""
         outcome = Outcome()
         waiting = list(actions)
+        self._held = {one: until for one, until in self._held.items() if until > now}
         for stage in STAGES:
             due = [action for action in waiting if isinstance(action, stage)]
             await asyncio.gather(*(self._attempt(action, statuses, outcome, now) for action in due))
@@ -128,8 +136,12 @@ class Execute:
         uid, _ = blame(action)
         if _depends_on_undone(action, uid, outcome):
             return
+        if _identity(action) in self._held:
+            if not isinstance(action, STOPPING):  # nothing waits for those, and the status says that they are refused
+                _undone(action, uid, outcome)
+            return
         try:
-            await self._do(action, statuses)
+            await self._do(action, statuses, outcome)
         except Conflict as error:
             _log.info("%s: %s; planning anew.", type(action).__name__, error)
             outcome.conflict = True
@@ -142,13 +154,21 @@ class Execute:
             _log.warning("%s: %s; it is tried again.", type(action).__name__, error)
             outcome.trouble = True
             _undone(action, uid, outcome)
+        except Exception as error:  # noqa: BLE001  (whatever one object holds, the others go on: logged, blamed, tried again)
+            _log.exception("%s failed.", type(action).__name__)
+            _undone(action, uid, outcome)
+            sentence = f"{type(action).__name__} failed in the operator itself: {error!r}; see its log."
+            self._refused(action, uid, Rejected(0, "Failed", sentence), outcome, now)
 
     def _refused(self, action: Action, uid: str, error: Rejected, outcome: Outcome, now: datetime) -> None:
-        """Blame whom the action was for; of several refusals in one cycle the first counts."""
+        """Blame whom the action was for; of several refusals in one cycle the first counts. The action itself is held
+        until it is due again: a plan names it in every cycle."""
         blamed = action.requires if isinstance(action, SetSlots) else {uid} - {""}
         outcome.trouble |= not blamed
         for one in blamed - outcome.refused.keys():
             outcome.refused[one] = self._failure(one, error, now)
+        due = (outcome.refused[one].retry_at for one in blamed)
+        self._held[_identity(action)] = min(due, default=now + FIRST_RETRY)
 
     def _failure(self, uid: str, error: Rejected, now: datetime) -> Failure:
         """Refused for good as things are: tried again ever more rarely."""
@@ -159,7 +179,7 @@ class Execute:
         reason = Reason.NAME_TAKEN if isinstance(error, NameTakenError) else Reason.API_REJECTED
         return Failure(str(reason), error.message, now + pause)
 
-    async def _do(self, action: Action, statuses: Mapping[str, GpuLeaseStatus]) -> None:  # noqa: C901, PLR0912, PLR0915  (one case per action, nothing more)
+    async def _do(self, action: Action, statuses: Mapping[str, GpuLeaseStatus], outcome: Outcome) -> None:  # noqa: C901, PLR0912, PLR0915  (one case per action, nothing more)
         match action:
             case OpenRecord():
                 await self._open_record(action)
@@ -170,12 +190,11 @@ class Execute:
             case Admit():
                 await self._admit(action, statuses)
             case SetSlots():
-                await self._set_slots(action)
+                await self._set_slots(action, outcome)
             case StopMiner():
                 await self._stop_miner(action)
             case DeleteClaimTemplate():
-                key, uid = action.lease.key, action.lease.claim_template
-                await self._delete(resources.RESOURCE_CLAIM_TEMPLATES, key.namespace, key.name, uid)
+                await self._delete_claim_template(action.lease)
             case DeleteJob():
                 await self._delete(resources.JOBS, action.lease.key.namespace, action.job, action.uid)
             case DeletePod():
@@ -261,7 +280,7 @@ class Execute:
         answer = await self._client.replace(resource, {**body, "status": status}, subresource="status")
         self._store.write_through(answer)
 
-    async def _set_slots(self, action: SetSlots) -> None:
+    async def _set_slots(self, action: SetSlots, outcome: Outcome) -> None:
         operations: list[Mapping[str, Any]] = [
             {"op": "test", "path": "/metadata/generation", "value": action.generation},
             {"op": "replace", "path": "/spec", "value": {"slots": [slot.to_wire() for slot in action.slots]}},
@@ -271,6 +290,7 @@ class Execute:
         except NotFound as error:
             raise Conflict(error.status, error.reason, error.message) from error
         self._store.write_through(answer)
+        outcome.promised[action.node] = action.requires
 
     # --- stopping
 
@@ -280,6 +300,16 @@ class Execute:
             await self._delete(resources.PODS, miner.namespace, miner.name, miner.pod_uid, grace)
         if miner.claim_uid:
             await self._delete(resources.RESOURCE_CLAIMS, miner.namespace, miner.name, miner.claim_uid)
+
+    async def _delete_claim_template(self, lease: LeaseFacts) -> None:
+        """The Service of a gang goes first: while the claim template is there, this is planned again."""
+        key = lease.key
+        if lease.template is not None and lease.spec.pods > 1:
+            with suppress(NotFound):
+                found = await self._client.get(resources.SERVICES, key.name, key.namespace)
+                if _made_for(found, lease.uid):
+                    await self._client.delete(resources.SERVICES, key.name, key.namespace, uid=found["metadata"]["uid"])
+        await self._delete(resources.RESOURCE_CLAIM_TEMPLATES, key.namespace, key.name, lease.claim_template)
 
     async def _delete_pod(self, action: DeletePod) -> None:
         pod, longest = action.pod, self._settings.drain_grace_seconds
@@ -334,13 +364,27 @@ class Execute:
             raise
 
     async def _is_ours(self, resource: Resource, namespace: str, name: str, holder: str) -> bool:
-        """Whether the object that has the name was made for the holder. Raises Conflict where it just went."""
+        """Whether the object that has the name was made for the holder. Raises Conflict where it just went, or is about
+        to: it belongs to a lease or pool that is no more."""
         try:
             found = await self._client.get(resource, name, namespace)
         except NotFound as error:
             self._expected.forget(resource, namespace, name)
             raise Conflict(error.status, error.reason, error.message) from error
-        return bool((found["metadata"].get("labels") or {}).get(names.LABEL_HOLDER) == holder)
+        if _made_for(found, holder):
+            return True
+        if self._is_left_over(found):
+            self._expected.forget(resource, namespace, name)
+            message = f"{resource.kind} {namespace}/{name} of a former lease is still being deleted."
+            raise Conflict(409, "Leaving", message)
+        return False
+
+    def _is_left_over(self, found: Object) -> bool:
+        """It was made for a lease or pool that is no more: Kubernetes' garbage collector takes it away."""
+        metadata = found["metadata"]
+        holder = (metadata.get("labels") or {}).get(names.LABEL_HOLDER, "")
+        owned = any(one.get("uid") == holder for one in metadata.get("ownerReferences") or ())
+        return owned and self._store.by_uid(holder) is None
 
     # --- letting go
 
@@ -381,6 +425,13 @@ class NameTakenError(Rejected):
         )
 
 
+def _made_for(body: Object, holder: str) -> bool:
+    return bool((body["metadata"].get("labels") or {}).get(names.LABEL_HOLDER) == holder)
+
+
+_NOBODY: Final[frozenset[str]] = frozenset()
+
+
 def _depends_on_undone(action: Action, uid: str, outcome: Outcome) -> bool:
     """Nothing is done for a lease of which something failed in this cycle, nor for a node that was not written."""
     match action:
@@ -390,9 +441,11 @@ def _depends_on_undone(action: Action, uid: str, outcome: Outcome) -> bool:
                 return True
             return False
         case StopMiner():
-            return action.miner.node in outcome.nodes
+            # Also where the node was written, but another node of the same gang was not: nobody goes for half a plan.
+            node = action.miner.node
+            return node in outcome.nodes or not outcome.promised.get(node, _NOBODY).isdisjoint(outcome.failed)
         case StartMiner():
-            return action.node in outcome.nodes or uid in outcome.failed
+            return action.node in outcome.nodes
         case _:
             return bool(uid) and uid in outcome.failed
 
@@ -401,5 +454,25 @@ def _undone(action: Action, uid: str, outcome: Outcome) -> None:
     if isinstance(action, SetSlots):
         outcome.nodes.add(action.node)
         outcome.failed |= action.requires
-    elif uid:
+    elif uid and not isinstance(action, StopMiner | StartMiner):  # one miner's trouble is not its pool's
         outcome.failed.add(uid)
+
+
+def _identity(action: Action) -> Hashable:
+    """The same for an action that is planned again in a later cycle."""
+    match action:
+        case CloseRecord() | ArchiveRecord():
+            what: Hashable = (action.record.namespace, action.record.name)
+        case SetSlots():
+            what = (action.node, action.generation, tuple(slot.device for slot in action.slots))
+        case StopMiner():
+            what = (action.miner.name, action.miner.pod_uid, action.miner.claim_uid)
+        case StartMiner():
+            what = (action.pool.uid, action.pool.generation, action.node, action.device)
+        case DeleteJob():
+            what = action.uid
+        case DeletePod():
+            what = action.pod.uid
+        case _:
+            what = (action.lease.uid, action.lease.generation)
+    return type(action), what

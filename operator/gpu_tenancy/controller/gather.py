@@ -1,16 +1,19 @@
 """gather: the views, frozen into a Snapshot. Parses, joins and drops; decides nothing and writes nothing.
 
-An object that cannot be read becomes a fact with the reason in `invalid`; it never stops the others.
+An object that cannot be read becomes a fact with the reason; it never stops the others, and it never counts as empty.
+What people wrote is `invalid`: they can correct it. What the operator and the agents wrote is `unreadable`: a newer
+version of them did, and everything that may depend on it stays as it is. The statuses of pools and books are derived
+anew each time and remember nothing: one that cannot be read is replaced.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -54,6 +57,16 @@ T = TypeVar("T")
 UNREADABLE = GpuLeaseSpec(gpus=_Gpus(profile="full"))
 """Stands in for the spec of a lease that cannot be read; never planned with."""
 KEEPS_AWAY = frozenset({"NoSchedule", "NoExecute"})
+NAMED: Final = 3
+"""Errors of an object that its sentence names; of more it gives the number."""
+
+
+class Unread(NamedTuple):
+    """An object that cannot be read, and whose status cannot say so."""
+
+    body: Object
+    why: str
+    """A clause that names it."""
 
 
 class Memo:
@@ -84,19 +97,24 @@ class Memo:
 class Gather:
     """Takes snapshots of the views."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, drain_grace_seconds: int) -> None:
+        """`drain_grace_seconds`: longest grace of a tenant's pods after the end of their lease."""
         self._views = views
+        self._longest_grace = drain_grace_seconds
         self._memo = Memo()
+        self.unread: list[Unread] = []
+        """What the last snapshot could not read."""
 
     def snapshot(self, now: datetime, verdicts: Mapping[str, str], failures: Mapping[str, Failure]) -> Snapshot:
         """Everything the plan may depend on. `verdicts`: of the API server on templates, by lease UID."""
         store = self._views.store
+        self.unread = []
         claims, miner_claims = self._claims()
         jobs = self._jobs()
         lease_bodies = [body for body in store.all(resources.GPU_LEASES) if not _done(body)]
-        records = self._records(frozenset(_contract(body) for body in lease_bodies))
+        records, unreadable = self._records(frozenset(_contract(body) for body in lease_bodies))
         keys = frozenset(_key(body) for body in store.all(resources.GPU_LEASES))
-        leases = tuple(self._lease(body, records, claims, jobs, verdicts) for body in lease_bodies)
+        leases = tuple(self._lease(body, records, unreadable, claims, jobs, verdicts) for body in lease_bodies)
         snapshot = Snapshot(
             leases=leases,
             pools=tuple(self._pool(body) for body in store.all(resources.MINING_POOLS)),
@@ -111,29 +129,35 @@ class Gather:
 
     # --- leases
 
-    def _records(self, contracts: frozenset[str]) -> dict[str, list[RecordFacts]]:
-        """Records by contract. Those of leases are taken out as leases are read; the rest are orphans.
+    def _records(self, contracts: frozenset[str]) -> tuple[dict[str, list[RecordFacts]], dict[str, str]]:
+        """Records by contract, and why one of a contract cannot be read. Records of leases are taken out as leases are
+        read; the rest are orphans.
 
         A segment counts once, also while its archived copy exists beside it. `contracts`: of the leases that are not
         settled; closed records of all others are history and are not even parsed.
         """
         found: dict[str, dict[str, RecordFacts]] = defaultdict(dict)
+        unreadable: dict[str, str] = {}
         for body in self._views.store.all(resources.USAGE_RECORDS):
             if _is_history(body, contracts):
                 continue
             namespace, name = _key(body)
-            spec, _ = self._parse(UsageRecordSpec, body, "spec")
+            spec, why = self._parse(UsageRecordSpec, body, "spec")
             if spec is None:
+                unreadable[name] = self._unreadable(body, why)
                 continue
             if name in found[spec.contract] and namespace != spec.lease_namespace:
                 continue
             finalized = names.FINALIZER_LEDGER in body["metadata"].get("finalizers", ())
             deleting = "deletionTimestamp" in body["metadata"]
             found[spec.contract][name] = RecordFacts(namespace, name, spec, deleting, finalized)
-        return {
+        readable = {
             contract: sorted(records.values(), key=lambda record: record.spec.segment)
             for contract, records in found.items()
         }
+        # The API server sees to it that a record's name begins with its contract.
+        by_contract = ((name.rpartition("-")[0], name, why) for name, why in unreadable.items())
+        return readable, {contract: why for contract, name, why in by_contract if name not in found.get(contract, ())}
 
     def _claims(self) -> tuple[dict[str, list[ClaimFacts]], dict[str, digests.Claim]]:
         """Claims of leases by holder UID, and claims of miners by namespace/name."""
@@ -143,7 +167,7 @@ class Gather:
             if is_miners(claim.metadata):
                 miners[key] = claim
             else:
-                facts = _claim(claim, self._views.pods.items)
+                facts = _claim(claim, self._views.pods.items, self._longest_grace)
                 leases[facts.holder].append(facts)
         return leases, miners
 
@@ -160,6 +184,7 @@ class Gather:
         self,
         body: Object,
         records: dict[str, list[RecordFacts]],
+        unreadable: Mapping[str, str],
         claims: Mapping[str, list[ClaimFacts]],
         jobs: Mapping[tuple[str, str], list[JobFacts]],
         verdicts: Mapping[str, str],
@@ -167,11 +192,12 @@ class Gather:
         metadata = body["metadata"]
         uid, key = metadata["uid"], _key(body)
         spec, invalid = self._parse(GpuLeaseSpec, body, "spec")
-        status, _ = self._parse(GpuLeaseStatus, body, "status")
+        status, unread = self._parse(GpuLeaseStatus, body, "status")
         status = status or GpuLeaseStatus()
         vetted = "" if status.admitted_at else verdicts.get(uid)
         template, broken = self._template(body, spec, vetted)
-        own = records.pop(status.contract or uid, [])
+        contract = _contract(body)
+        own = _named(key, records) if unread else records.pop(contract, [])
         return LeaseFacts(
             key=key,
             uid=uid,
@@ -180,6 +206,8 @@ class Gather:
             spec=spec or UNREADABLE,
             status=status,
             invalid=invalid or broken,
+            unreadable=self._unreadable(body, unread),
+            unreadable_record=unreadable.get(contract, ""),
             deleted_at=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
             finalized=names.FINALIZER_SETTLE in metadata.get("finalizers", ()),
             namespace_ends=self._ends(key.namespace),
@@ -195,7 +223,7 @@ class Gather:
     ) -> tuple[TemplateFacts | None, str]:
         if spec is None or spec.template is None:
             return None, ""
-        pod_spec = spec.template.get("spec") or {}
+        pod_spec = podspec.without_nulls(spec.template.get("spec") or {})
 
         def read() -> podspec.PodNeeds | str:
             try:
@@ -261,10 +289,10 @@ class Gather:
             if node is None:
                 continue  # the Node was deleted: whatever was on it is lost
             name = node.metadata.name
-            spec, _ = self._parse(GpuNodeSpec, body, "spec")
+            spec, why = self._parse(GpuNodeSpec, body, "spec")
             slots = tuple(spec.slots) if spec else ()
             foreign = self._views.loads.foreign(name, keys, _planned(slots, leases))
-            facts.append(self._node(body, node, slots, published.get(name, frozenset()), foreign))
+            facts.append(self._node(body, node, slots, why, published.get(name, frozenset()), foreign))
         return tuple(facts)
 
     def _node(
@@ -272,11 +300,14 @@ class Gather:
         body: Object,
         node: digests.Node,
         slots: tuple[Slot, ...],
+        unread: str,
         published: frozenset[str],
         foreign: Amount,
     ) -> NodeFacts:
-        status, _ = self._parse(GpuNodeStatus, body, "status")
+        """`unread`: why `slots` could not be read."""
+        status, unread_status = self._parse(GpuNodeStatus, body, "status")
         observed = status or GpuNodeStatus()
+        unreadable = self._unreadable(body, unread or unread_status)
         return NodeFacts(
             name=node.metadata.name,
             generation=body["metadata"].get("generation", 1),
@@ -294,6 +325,8 @@ class Gather:
             cordoned=node.spec.unschedulable,
             conditions=tuple(observed.conditions),
             agent_until=self._views.pulse.until(node.metadata.name),
+            unreadable=unreadable,
+            mentions=frozenset(_words([body.get("spec"), body.get("status")])) if unreadable else frozenset(),
         )
 
     def _allocatable(self, node: digests.Node) -> Amount:
@@ -313,11 +346,43 @@ class Gather:
             try:
                 return model.model_validate(body[part], extra="ignore"), ""
             except ValidationError as error:
-                sentences = "; ".join(f"{part}.{_path(one['loc'])}: {one['msg']}" for one in error.errors())
+                errors = [f"{part}.{_path(one['loc'])}: {one['msg']}" for one in error.errors()]
+                more = len(errors) - NAMED
+                sentences = "; ".join(errors[:NAMED]) + (f"; and {more} more" if more > 0 else "")
                 _log.warning("%s %s cannot be read: %s", body["kind"], _key(body), sentences)
                 return None, sentences
 
         return self._memo.get(body, part, read)
+
+    def _unreadable(self, body: Object, why: str) -> str:
+        """The clause for an object of which nothing is decided because it cannot be read; empty without a reason."""
+        if not why:
+            return ""
+        clause = f"{body['kind']} {str(_key(body)).lstrip('/')} cannot be read ({why})"
+        self.unread.append(Unread(body, clause))
+        return clause
+
+
+def _named(key: Key, records: dict[str, list[RecordFacts]]) -> list[RecordFacts]:
+    """Takes out the records that name a lease, for where its contract is not known."""
+    contracts = [contract for contract, found in records.items() if _names_lease(found[0], key)]
+    return [record for contract in contracts for record in records.pop(contract)]
+
+
+def _names_lease(record: RecordFacts, key: Key) -> bool:
+    return (record.spec.lease_namespace, record.spec.lease_name) == key
+
+
+def _words(value: object) -> Iterator[str]:
+    """Every string in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _words(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _words(one)
 
 
 def _planned(slots: Iterable[Slot], leases: Mapping[Key, LeaseFacts]) -> dict[Key, Amount]:
@@ -366,7 +431,7 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def _claim(claim: digests.Claim, pods: Mapping[str, digests.Pod]) -> ClaimFacts:
+def _claim(claim: digests.Claim, pods: Mapping[str, digests.Pod], longest_grace: int) -> ClaimFacts:
     allocation = claim.status.allocation
     results = allocation.devices.results if allocation else ()
     holder = next(
@@ -378,7 +443,8 @@ def _claim(claim: digests.Claim, pods: Mapping[str, digests.Pod]) -> ClaimFacts:
         "",
     )
     namespace = claim.metadata.namespace
-    users = (_user(namespace, user, pods) for user in claim.status.reserved_for if user.resource == "pods")
+    reserved = (user for user in claim.status.reserved_for if user.resource == "pods")
+    users = (_user(namespace, user, pods, longest_grace) for user in reserved)
     return ClaimFacts(
         namespace,
         claim.metadata.name,
@@ -389,14 +455,18 @@ def _claim(claim: digests.Claim, pods: Mapping[str, digests.Pod]) -> ClaimFacts:
     )
 
 
-def _user(namespace: str, user: digests.Consumer, pods: Mapping[str, digests.Pod]) -> PodRef | None:
-    """A pod that uses a claim and is not going already."""
+def _user(namespace: str, user: digests.Consumer, pods: Mapping[str, digests.Pod], longest_grace: int) -> PodRef | None:
+    """A pod that uses a claim and is not going already, or not soon enough: a tenant may have deleted it himself, with
+    a grace as long as he likes."""
     pod = pods.get(f"{namespace}/{user.name}")
     if pod is None or pod.metadata.uid != user.uid:
         return PodRef(namespace, user.name, user.uid)
+    own = pod.spec.termination_grace_period_seconds
     if pod.metadata.deletion_timestamp is not None:
-        return None
-    return PodRef(namespace, user.name, user.uid, pod.spec.termination_grace_period_seconds)
+        left = pod.metadata.deletion_grace_period_seconds or 0
+        if left <= min(own, longest_grace):
+            return None
+    return PodRef(namespace, user.name, user.uid, own)
 
 
 def _job(job: digests.Job) -> JobFacts:

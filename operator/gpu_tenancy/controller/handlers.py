@@ -1,4 +1,4 @@
-"""What kopf is used for: it delivers events of our own kinds, starts, stops and answers probes. It decides nothing.
+"""What kopf is used for: it delivers events of our own kinds, starts and stops. It decides nothing.
 
 Only `on.event` and the life-cycle hooks are registered: no finalizers, no annotations, no PATCH of kopf's own, no
 peering. See docs/adr for why.
@@ -28,12 +28,6 @@ def register(registry: kopf.OperatorRegistry, cycle: Cycle) -> None:
     @kopf.on.login(registry=registry)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
-
-    @kopf.on.probe(id="cycle", registry=registry)
-    def alive(**_: Any) -> str:  # noqa: ANN401
-        if why_not := cycle.trouble():
-            raise kopf.PermanentError(why_not)
-        return "alive"
 
 
 def _feed(registry: kopf.OperatorRegistry, resource: Resource, cycle: Cycle) -> None:

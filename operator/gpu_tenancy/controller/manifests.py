@@ -6,7 +6,6 @@ and is owned by the lease or pool, so that nothing outlives them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core.devices import job_name, miner_name
 from gpu_tenancy.core.mining import revision
+from gpu_tenancy.core.podspec import without_nulls
 from gpu_tenancy.core.snapshot import Key, LeaseFacts, PoolFacts, RecordFacts
 
 Manifest = dict[str, Any]
@@ -45,9 +45,9 @@ def claim_template(lease: LeaseFacts) -> Manifest:
 
 
 def job(lease: LeaseFacts, attempt: int, nodes: tuple[str, ...]) -> Manifest:
-    """Indexed Job of a placement attempt, held to the planned nodes (none: unheld, for a dry run)."""
+    """Indexed Job of a placement attempt, held to the planned nodes."""
     name = job_name(lease.key.name, attempt)
-    template = copy.deepcopy(lease.spec.template) or {}
+    template = without_nulls(lease.spec.template or {})
     pod = template.setdefault("spec", {})
     pod.setdefault("restartPolicy", "Never")
     pod["resourceClaims"] = [{"name": REQUEST, "resourceClaimTemplateName": lease.key.name}]
@@ -56,8 +56,7 @@ def job(lease: LeaseFacts, attempt: int, nodes: tuple[str, ...]) -> Manifest:
     pod.setdefault("tolerations", []).append({"key": names.ANY_GPU_TAINT, "operator": "Exists"})
     if lease.spec.pods > 1:
         pod.setdefault("subdomain", lease.key.name)
-    if nodes:
-        _hold_to(pod, nodes)
+    _hold_to(pod, nodes)
     labels = template.setdefault("metadata", {}).setdefault("labels", {})
     labels.update(_lease_labels(lease), **{names.LABEL_ATTEMPT: str(attempt)})
     metadata = _lease_meta(lease, name)

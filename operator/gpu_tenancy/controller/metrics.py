@@ -13,11 +13,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gpu_tenancy.controller.events import Note
 from gpu_tenancy.core.actions import Action, Plan
-from gpu_tenancy.core.ledger import SliceState, slice_states
+from gpu_tenancy.core.ledger import SliceState, open_bills, segments_of, slice_states
 from gpu_tenancy.core.snapshot import Snapshot
 from gpu_tenancy.kube.client import RequestInfo
+from gpu_tenancy.kube.resources import GPU_LEASES, GPU_NODES, USAGE_RECORDS
 
 CYCLE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+NEVER_REPLACED: Final = (GPU_NODES.kind, GPU_LEASES.kind, USAGE_RECORDS.kind)
+"""Kinds in which state lives that can be derived from nothing else."""
 
 
 class Metrics:
@@ -47,6 +50,12 @@ class Metrics:
         )
         self.leases = Gauge(
             "gpu_tenancy_leases", "Leases that are not settled, by state.", ("state",), registry=self.registry
+        )
+        self.unreadable = Gauge(
+            "gpu_tenancy_unreadable",
+            "Objects that cannot be read, and of which therefore nothing is decided, by kind.",
+            ("kind",),
+            registry=self.registry,
         )
         self.slices = Gauge(
             "gpu_tenancy_slices", "Memory slices (8 per GPU) by state, now.", ("state",), registry=self.registry
@@ -81,21 +90,21 @@ class Metrics:
         for state, count in states.items():
             self.leases.labels(state).set(count)
 
+    def show_unreadable(self, kinds: Tally[str]) -> None:
+        """Show how many objects of each kind that is never replaced cannot be read."""
+        for kind in NEVER_REPLACED:
+            self.unreadable.labels(kind).set(kinds[kind])
+
     def account(self, snapshot: Snapshot, now: datetime) -> None:
         """Credit the time since the last snapshot to the states the slices were in, and look at them anew."""
         if self._slices_at is not None:
             elapsed = max(0.0, (now - self._slices_at).total_seconds())
             for state in SliceState:
                 self.slice_seconds.labels(str(state)).inc(self._slices[state] * elapsed)
-        billed = frozenset(
-            (device.node, device.device)
-            for lease in snapshot.leases
-            if (record := lease.open_record) is not None
-            for device in record.spec.devices
-        )
+        bills = open_bills(segments_of(snapshot))
         self._slices, self._slices_at = Tally(), now
         for node in snapshot.nodes:
-            self._slices.update(slice_states(node, billed, now))
+            self._slices.update(slice_states(node, bills, now))
         for state in SliceState:
             self.slices.labels(str(state)).set(self._slices[state])
 

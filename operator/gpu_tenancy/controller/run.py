@@ -40,7 +40,7 @@ async def run(settings: Settings) -> None:
     )
     async with client:
         cycle = Cycle(client, settings, metrics)
-        probes = await serve(settings.host, settings.port, metrics.registry, cycle.trouble, lambda: _unready(cycle))
+        probes = await serve(settings.host, settings.port, metrics.registry, cycle.trouble, cycle.unready)
         try:
             await _until_stopped(cycle)
         finally:
@@ -68,7 +68,3 @@ async def _until_stopped(cycle: Cycle) -> None:
         part.result()
         if part.get_name() != "stop" and not stop.is_set():
             raise RuntimeError(f"{part.get_name()} ended by itself; the operator cannot go on without it.")
-
-
-def _unready(cycle: Cycle) -> str:
-    return cycle.trouble() or cycle.views.trouble() or ("" if cycle.ready else "no cycle has been through yet")

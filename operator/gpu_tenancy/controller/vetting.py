@@ -33,6 +33,9 @@ LONGEST_PAUSE: Final = 300.0
 ALIKE_SECONDS: Final = 10.0
 """For how long an acceptance holds for leases that are alike."""
 
+SOME_NODE: Final = "some-node"
+"""Stands for the node of the placement: the Job that is tried is held to one, as the real one will be."""
+
 _Likeness = tuple[str, int, str]
 """Namespace, pods and template of a lease: all that its Job is made from, but for names."""
 
@@ -94,12 +97,16 @@ class Vetting:
         return new.sentence != (former.sentence if former else None)
 
     async def _verdict(self, lease: LeaseFacts, pause: float) -> _Verdict:
-        if sentence := forbidden(lease.spec.template or {}):
-            return _Verdict(sentence)
+        try:
+            if sentence := forbidden(lease.spec.template or {}):
+                return _Verdict(sentence)
+            job = manifests.job(lease, 0, (SOME_NODE,))
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            return _Verdict(f"spec.template is not a pod template: {error}.")
         pause = min(LONGEST_PAUSE, pause * 2 or FIRST_PAUSE)
         try:
             async with self._asked:
-                await self._dry_run(lease)
+                await self._dry_run(lease, job)
         except Rejected as error:
             sentence = f"The API server refuses the Job of this template: {error.message}"
             return _Verdict(sentence, self._clock() + pause, pause)
@@ -108,12 +115,12 @@ class Vetting:
             return _Verdict(None, self._clock() + pause, pause)
         return _Verdict("")
 
-    async def _dry_run(self, lease: LeaseFacts) -> None:
+    async def _dry_run(self, lease: LeaseFacts, job: manifests.Manifest) -> None:
         """Returns if the Job is accepted, or one like it just was; raises KubeError otherwise."""
         alike, now = _likeness(lease), self._clock()
         self._accepted = {one: at for one, at in self._accepted.items() if now - at < ALIKE_SECONDS}
         if alike not in self._accepted:
-            await self._client.create(resources.JOBS, manifests.job(lease, 0, ()), dry_run=True)
+            await self._client.create(resources.JOBS, job, dry_run=True)
             self._accepted[alike] = self._clock()
 
 
@@ -133,4 +140,4 @@ def forbidden(template: Mapping[str, Any]) -> str:
 def _unadmitted(lease: LeaseFacts) -> bool:
     """It waits for the API server's word; the template of an admitted lease was accepted then."""
     waits = lease.template is not None and lease.status.admitted_at is None
-    return waits and not (lease.invalid or lease.namespace_ends or lease.deleted_at)
+    return waits and not (lease.invalid or lease.unreadable or lease.namespace_ends or lease.deleted_at)

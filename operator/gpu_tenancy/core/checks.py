@@ -119,7 +119,8 @@ def template_accepted(lease: LeaseFacts, _: Context) -> Refusal | None:
 def known_model(lease: LeaseFacts, context: Context) -> Refusal | None:
     """Some node has a GPU of the model that the lease names."""
     model, present = lease.spec.gpus.model, context.world.all_models
-    if model is None or model in present or not present:
+    unknown = any(node.facts.unreadable and not node.gpus for node in context.world.nodes.values())
+    if model is None or model in present or not present or unknown:
         return None
     message = f'No node has a GPU of gpus.model "{model}"; there are {", ".join(present)}.'
     return Refusal(Reason.IMPOSSIBLE, f"{message} {room.REMEDY}", final=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from hashlib import sha256
+from typing import Final
 
 from gpu_tenancy.mig.profiles import FULL
 
@@ -18,6 +20,17 @@ def device_name(index: int, profile: str, start: int, holder_uid: str, attempt: 
     if profile == FULL:
         return f"gpu{index}-{tag}"
     return f"gpu{index}-{profile.replace('.', '')}-{start}-{tag}"
+
+
+@lru_cache(maxsize=16384)
+def start_of(device: str) -> int | None:
+    """First memory slice of the device of that name, 0 for a whole GPU; None where it is not one of our names."""
+    named = _NAME.fullmatch(device)
+    return int(named["start"] or 0) if named else None
+
+
+_NAME: Final = re.compile(r"gpu\d+(-\d+g\d+gb-(?P<start>[0-7]))?-[0-9a-f]{6}")
+"""Names that `device_name` gives."""
 
 
 def miner_name(node: str, device: str) -> str:

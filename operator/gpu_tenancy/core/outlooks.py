@@ -10,15 +10,17 @@ from datetime import datetime, timedelta
 from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.api.node import SlotState
 from gpu_tenancy.core import ledger
-from gpu_tenancy.core.actions import CloseRecord, Outlook
-from gpu_tenancy.core.snapshot import JobFacts, RecordFacts
-from gpu_tenancy.core.stock import Held, Stock, unreachable
+from gpu_tenancy.core.actions import CloseRecord, Outlook, Refusal
+from gpu_tenancy.core.snapshot import JobFacts, LeaseFacts, NodeFacts, RecordFacts
+from gpu_tenancy.core.stock import Stock, unreachable
 from gpu_tenancy.core.terms import Ending, billed_seconds, current_job, expiry
 
 
 def outlook(stock: Stock, now: datetime) -> Outlook:
     """What becomes of a lease that keeps its devices or has no claim to any."""
     lease = stock.lease
+    if stock.stuck is not None and lease.open_record is None:
+        return _stuck(stock, stock.stuck)
     holds = stock.keeps or lease.open_record is not None
     base = Outlook(
         lease,
@@ -27,18 +29,43 @@ def outlook(stock: Stock, now: datetime) -> Outlook:
         extension_refusal=stock.term.refusal,
         attempt=lease.status.attempt,
         price=lease.status.price,
-        nodes=_names(stock.held) if holds else (),
+        refusal=stock.stuck,
+        nodes=_names(stock) if holds else (),
         ready_devices=len(stock.held) - len(stock.pending),
         over=stock.over,
         lost=stock.lost,
-        silent=_silent(stock.held, now) if holds else "",
+        silent=_silent(stock, now) if holds else "",
     )
     return _holding(base, stock, now) if holds else _leaving(base, stock, now)
+
+
+def _stuck(stock: Stock, why: Refusal) -> Outlook:
+    """A lease that is not billed and of which nothing begins, ends or is settled, because something cannot be read.
+    Whether it is over is said once that can be told for good."""
+    status = stock.lease.status
+    return Outlook(
+        stock.lease,
+        stock.term.duration,
+        extension_refusal=stock.term.refusal,
+        refusal=why,
+        attempt=status.attempt,
+        price=status.price,
+        nodes=_names(stock),
+        ready_devices=len(stock.held) - len(stock.pending),
+        over=status.ended is not None,
+        draining=why.message,
+        end_message=status.ended.message if status.ended else "",
+    )
 
 
 def unfinished(job: JobFacts) -> bool:
     """The Job may still run pods and nobody has told it to go."""
     return not job.finished and not job.deleting
+
+
+def has_completed(lease: LeaseFacts) -> bool:
+    """Its Job has finished well, in this placement or a former one."""
+    return any(job.finished == "Complete" for job in lease.jobs)
 
 
 def _holding(base: Outlook, stock: Stock, now: datetime) -> Outlook:
@@ -76,7 +103,7 @@ def _waiting(stock: Stock) -> str:
         return (
             f"{ready} of {len(stock.held)} devices are ready; {slot.device} on {node.name} is being prepared{reason}."
         )
-    if stock.lease.template is not None and current_job(stock.lease) is None:
+    if stock.lease.template is not None and current_job(stock.lease) is None and not has_completed(stock.lease):
         return "The Job is being created."
     return ""
 
@@ -97,18 +124,24 @@ def _leaving(base: Outlook, stock: Stock, now: datetime) -> Outlook:
 
 
 def _draining(stock: Stock, now: datetime) -> str:
-    """What of a lease is still there after its end, as a sentence; a silent agent cannot hold up settlement: it will
-    not give the GPU to anybody else before it is empty."""
+    """What of a lease is still there after its end, as a sentence. A silent agent or a dead GPU, which nobody can prove
+    empty, cannot hold up settlement: it is not given to anybody else before it is empty."""
     lease = stock.lease
     if stock.held:
         return f"{_devices(len(stock.held))} being withdrawn."
-    left = [report for node, report in stock.seen.values() if not unreachable(node, now)]
+    left = [
+        report for node, report in stock.seen.values() if not unreachable(node, now) and _is_healthy(node, report.gpu)
+    ]
     if left:
         reason = f" ({left[0].message})" if left[0].message else ""
         return f"{_devices(len(left))} waiting for pods to stop{reason}."
     if not lease.namespace_ends and (lease.claim_template or any(unfinished(job) for job in lease.jobs)):
         return "Its claim template and Job are being deleted."
     return ""
+
+
+def _is_healthy(node: NodeFacts, uuid: str) -> bool:
+    return any(gpu.healthy for gpu in node.gpus if gpu.uuid == uuid)
 
 
 def _devices(count: int) -> str:
@@ -120,9 +153,13 @@ def _close(record: RecordFacts, uid: str, end: Ending) -> CloseRecord:
     return CloseRecord(record, uid, billable_to, seconds, end.reason)
 
 
-def _names(held: Held) -> tuple[str, ...]:
-    return tuple(sorted({node.name for node, _ in held}))
+def _names(stock: Stock) -> tuple[str, ...]:
+    """Nodes on which it has devices, or may have."""
+    return tuple(sorted({node.name for node, _ in stock.held} | {node.name for node in stock.hidden}))
 
 
-def _silent(held: Held, now: datetime) -> str:
-    return next((objection for node, _ in held if (objection := unreachable(node, now))), "")
+def _silent(stock: Stock, now: datetime) -> str:
+    """Why what goes on at one of its nodes is not known, as a clause."""
+    if stock.hidden:
+        return stock.hidden[0].unreadable
+    return next((objection for node, _ in stock.held if (objection := unreachable(node, now))), "")

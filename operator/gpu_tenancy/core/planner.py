@@ -36,6 +36,8 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
         if stock.keeps:
             _hold(context.world, stock)
     context.world.settle()
+    # Of a lease whose status cannot be read nothing is decided: its devices stay, and it has no outlook.
+    stocks = [stock for stock in stocks if not stock.lease.unreadable]
     outlooks = [outlook(stock, now) for stock in stocks if not stock.wants]
     outlooks += _place_queue([stock for stock in stocks if stock.wants], context, snapshot, now)
     slots = _slots(context.world, ranked(snapshot.pools), now)
@@ -82,9 +84,12 @@ def _hold(world: World, stock: Stock) -> None:
 
 
 def _slots(world: World, miners: Sequence[Miner], now: datetime) -> writes.Slots:
-    """The wanted devices of every node: what leases hold, and what miners get of the rest."""
+    """The wanted devices of every node: what leases hold, and what miners get of the rest. On a node that cannot be
+    read they are what they were."""
     return {
-        name: tuple(sorted((*node.slots, *miner_slots(node, miners, now)), key=writes.by_device))
+        name: node.facts.slots
+        if node.facts.unreadable
+        else tuple(sorted((*node.slots, *miner_slots(node, miners, now)), key=writes.by_device))
         for name, node in world.nodes.items()
     }
 

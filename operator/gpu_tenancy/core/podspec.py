@@ -135,6 +135,13 @@ def _container(owner: Mapping[str, Any], default: Amount = NOTHING) -> Amount:
     )
 
 
+def without_nulls(value: Any) -> Any:  # noqa: ANN401  (a JSON value)
+    """A copy without null fields: to Kubernetes they say the same as nothing, but they are no maps and no lists."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(one) for key, one in value.items() if one is not None}
+    return [without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
 def needs(spec: Mapping[str, Any]) -> PodNeeds:
     """PodNeeds of a pod spec. Raises ValueError on a quantity that is not one."""
     affinity = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(

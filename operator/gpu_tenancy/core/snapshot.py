@@ -1,6 +1,7 @@
 """Snapshot: every fact that a decision may depend on, frozen. Gathered by the controller, read by everything in core.
 
-Facts are what the API server says; nothing here is remembered from an earlier cycle.
+Facts are what the API server says; nothing here is remembered from an earlier cycle. What cannot be read (written by a
+newer version, say) is not nothing: `unreadable` says so, and whatever may depend on it is left as it is.
 """
 
 from __future__ import annotations
@@ -56,9 +57,16 @@ class NodeFacts:
     """Conditions of the GpuNode."""
     agent_until: datetime | None = None
     """Until when the agent's last heartbeat counts; None: no agent was ever heard."""
+    unreadable: str = ""
+    """Why the GpuNode cannot be read, as a clause; empty where it can. `slots` or the agent's reports are not known
+    then: nothing on the node is planned, written, started or stopped."""
+    mentions: frozenset[str] = frozenset()
+    """Every word in a GpuNode that cannot be read: a lease whose UID is among them may hold a device there."""
 
     def objection(self, now: datetime) -> str:
         """Why nothing new is planned on the node, as a sentence; empty where it can be planned on."""
+        if self.unreadable:
+            return self.unreadable
         if not self.ready:
             return f"node {self.name} is not Ready"
         if self.cordoned:
@@ -151,6 +159,11 @@ class LeaseFacts:
     status: GpuLeaseStatus
     invalid: str = ""
     """Why the object could not be read; empty where it could. `spec` is meaningless otherwise."""
+    unreadable: str = ""
+    """Why its status cannot be read, as a clause; empty where it can. `status` is meaningless otherwise: nothing of the
+    lease is decided, and its status is not written."""
+    unreadable_record: str = ""
+    """Why one of its UsageRecords cannot be read, as a clause; `records` are the others. Empty where all can be."""
     deleted_at: datetime | None = None
     """When its deletion was asked for."""
     finalized: bool = False

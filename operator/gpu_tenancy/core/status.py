@@ -27,7 +27,7 @@ REFRESH: Final = timedelta(minutes=5)
 Verdict = tuple[ConditionStatus, Reason, str]
 """Status, reason and message of one condition."""
 
-TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+TRUE, FALSE = ConditionStatus.TRUE, ConditionStatus.FALSE
 
 
 def lease_status(outlook: Outlook, failure: Failure | None, now: datetime) -> GpuLeaseStatus:
@@ -36,7 +36,7 @@ def lease_status(outlook: Outlook, failure: Failure | None, now: datetime) -> Gp
     records = _segments(outlook)
     first_admission = outlook.admitted_now and old.admitted_at is None
     last = records[-1] if records else None
-    return GpuLeaseStatus(
+    new = GpuLeaseStatus(
         observed_generation=lease.generation,
         conditions=_conditions(outlook, failure, now),
         contract=old.contract or (lease.uid if first_admission else None),
@@ -56,6 +56,13 @@ def lease_status(outlook: Outlook, failure: Failure | None, now: datetime) -> Gp
         cost=ledger.running_cost(records, now),
         ended=_ended(outlook, last, now),
     )
+    return _as_last_known(new, old) if lease.unreadable_record else new
+
+
+def _as_last_known(new: GpuLeaseStatus, old: GpuLeaseStatus) -> GpuLeaseStatus:
+    """What is told of the ledger stays as it was, because not all of it can be read."""
+    told = {name: getattr(old, name) for name in ("segment", "billable_from", "billable_to", "cost")}
+    return new.model_copy(update=told)
 
 
 def _segments(outlook: Outlook) -> list[UsageRecordSpec]:
@@ -114,7 +121,7 @@ def _conditions(outlook: Outlook, failure: Failure | None, now: datetime) -> lis
             type=kind,
             status=status,
             reason=reason,
-            message=message[:1024],
+            message=message,
             last_transition_time=_transition(former.get(kind), status, now),
             observed_generation=generation,
         )
@@ -214,8 +221,9 @@ def _reconciling(outlook: Outlook, failure: Failure | None) -> Verdict:
 
 def _stalled(outlook: Outlook, failure: Failure | None) -> Verdict:
     """kstatus: True where nothing moves until somebody changes something."""
-    if outlook.refusal is not None and outlook.refusal.final and not outlook.over:
-        return TRUE, outlook.refusal.reason, outlook.refusal.message
+    refusal = outlook.refusal
+    if refusal is not None and refusal.final and (not outlook.over or refusal.reason is Reason.UNREADABLE):
+        return TRUE, refusal.reason, refusal.message
     if failure is not None:
         return TRUE, Reason(failure.reason), f"{failure.message} Tried again at {format_time(failure.retry_at)}."
     if outlook.extension_refusal:
@@ -283,7 +291,7 @@ def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) ->
                 type=kind,
                 status=TRUE if holds else FALSE,
                 reason=why,
-                message=text[:1024],
+                message=text,
                 last_transition_time=_transition(former.get(kind), TRUE if holds else FALSE, now),
                 observed_generation=pool.generation,
             )
@@ -359,8 +367,11 @@ def _book_state(
 def node_conditions(node: NodeFacts, now: datetime) -> tuple[NodeCondition, ...]:
     """Conditions of a GpuNode with the operator's mark: AgentSilent is there exactly while nobody is heard.
 
-    A silent agent cannot say so itself; one that is heard again leaves its own conditions as they are.
+    A silent agent cannot say so itself; one that is heard again leaves its own conditions as they are. They are written
+    as a whole: on a GpuNode that cannot be read nothing is marked.
     """
+    if node.unreadable:
+        return node.conditions
     others = tuple(one for one in node.conditions if one.type is not NodeConditionType.AGENT_SILENT)
     objection = node.agent_objection(now)
     if not objection:

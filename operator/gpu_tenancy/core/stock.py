@@ -7,11 +7,14 @@ its term, the fact that ends it if there is one, and whether its devices stay wh
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import HolderKind, format_time
+from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
+from gpu_tenancy.core.actions import Refusal
 from gpu_tenancy.core.ledger import held_by
 from gpu_tenancy.core.ordering import in_order
 from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts, RecordFacts, Snapshot
@@ -46,6 +49,11 @@ class Stock(NamedTuple):
     """It has ended, or ends with this plan."""
     lost: str = ""
     """Why devices that it is billed for are not there any more, as a sentence."""
+    stuck: Refusal | None = None
+    """Why nothing of it may begin or be taken away: something that this depends on cannot be read."""
+    hidden: tuple[NodeFacts, ...] = ()
+    """Nodes that cannot be read and on which it may have devices; those are not among `held` and `seen`, or only in
+    part."""
 
     @property
     def pending(self) -> Held:
@@ -70,11 +78,13 @@ def take_stock(snapshot: Snapshot, now: datetime) -> list[Stock]:
             if report.holder.kind is HolderKind.GPU_LEASE:
                 seen[report.holder.uid][node.name, report.device] = (node, report)
     nothing: Held = []
+    unreadable = [node for node in snapshot.nodes if node.unreadable]
     return [
         _stock(
             lease,
             held.get(lease.uid, nothing),
             seen.get(lease.uid, {}),
+            tuple(node for node in unreadable if _may_be_on(lease, node)),
             now,
             failing=lease.uid in snapshot.failures,
         )
@@ -87,10 +97,25 @@ def unreachable(node: NodeFacts, now: datetime) -> str:
     return "" if node.ready and not node.agent_objection(now) else node.objection(now)
 
 
-def _stock(lease: LeaseFacts, held: Held, seen: Seen, now: datetime, *, failing: bool) -> Stock:
+def _may_be_on(lease: LeaseFacts, node: NodeFacts) -> bool:
+    """Whether a lease may have devices on a node that cannot be read: something there, in its status or in its open
+    segment says so."""
+    if lease.uid in node.mentions or node.name in lease.status.nodes:
+        return True
+    record = lease.open_record
+    return record is not None and any(device.node == node.name for device in record.spec.devices)
+
+
+def _stock(
+    lease: LeaseFacts, held: Held, seen: Seen, hidden: tuple[NodeFacts, ...], now: datetime, *, failing: bool
+) -> Stock:
     """`failing`: the API server refuses what the lease needs; if it is not billed yet, it gives its devices back."""
-    term = Term(lease.status.accepted_duration) if lease.invalid else term_of(lease, now)
-    lost, lost_at = _lost(lease, held, seen, now)
+    if lease.unreadable:
+        return Stock(lease, Term(None), None, held, seen, keeps=True, wants=False, over=False, hidden=hidden)
+    unsure = lease.invalid or lease.unreadable_record
+    term = Term(lease.status.accepted_duration) if unsure else term_of(lease, now)
+    stuck = _stuck(lease, hidden)
+    lost, lost_at = _lost(lease, held, seen, hidden, now)
     end = ending(lease, term, now, lost=lost, lost_at=lost_at)
     over = is_over(lease) or (end is not None and end.final)
     if (record := lease.open_record) is not None:
@@ -98,25 +123,44 @@ def _stock(lease: LeaseFacts, held: Held, seen: Seen, now: datetime, *, failing:
         # nobody is billed for is not the lease's, whoever wrote it.
         billed = held_by(record)
         held = [(node, slot) for node, slot in held if (node.name, slot.device) in billed]
-        return Stock(lease, term, end, held, seen, keeps=not lost, wants=False, over=over, lost=lost)
+        keeps = stuck is not None or not lost
+        return Stock(lease, term, end, held, seen, keeps, wants=False, over=over, lost=lost, stuck=stuck, hidden=hidden)
+    if stuck is not None:
+        return Stock(lease, term, end, held, seen, keeps=True, wants=False, over=over, stuck=stuck, hidden=hidden)
     if _unbilled(lease, held, seen, over):
         return Stock(lease, term, end, held, seen, keeps=True, wants=False, over=over)
     active = not (over or lease.spec.suspend or lease.namespace_ends)
+    if lease.invalid and held and active:
+        stuck = Refusal(Reason.INVALID_SPEC, lease.invalid, final=True)
+        return Stock(lease, term, end, held, seen, keeps=True, wants=False, over=over, stuck=stuck)
     usable = not (failing or _stale(lease, held, now))
     complete = active and len(held) == lease.devices and usable
     return Stock(lease, term, end, held, seen, keeps=complete, wants=active and not complete, over=over)
 
 
-def _lost(lease: LeaseFacts, held: Held, seen: Seen, now: datetime) -> tuple[str, datetime]:
+def _stuck(lease: LeaseFacts, hidden: Sequence[NodeFacts]) -> Refusal | None:
+    """Why nothing of a lease may begin or be taken away, whatever state it is in."""
+    if lease.unreadable_record:
+        why = f"{lease.unreadable_record}: no segment begins and nothing is settled or given back until it can be."
+        return Refusal(Reason.UNREADABLE, why, final=True)
+    if hidden:
+        why = f"{hidden[0].unreadable}: what the lease has there stays as it is until it can be."
+        return Refusal(Reason.UNREADABLE, why, final=True)
+    return None
+
+
+def _lost(
+    lease: LeaseFacts, held: Held, seen: Seen, hidden: Sequence[NodeFacts], now: datetime
+) -> tuple[str, datetime]:
     """Which billed devices are no longer promised to the lease, have broken, or are on a dead machine, as a sentence;
     and since when."""
     record = lease.open_record
     if record is None:
         return "", now
-    for node, _ in held:
+    for node in (*(node for node, _ in held), *hidden):
         if died := died_at(node, now):
             return f"Node {node.name} is not Ready and its agent has been silent since {format_time(died)}.", died
-    return _gone(record, held, seen), now
+    return _gone(record, held, seen, hidden), now
 
 
 def died_at(node: NodeFacts, now: datetime) -> datetime | None:
@@ -125,10 +169,12 @@ def died_at(node: NodeFacts, now: datetime) -> datetime | None:
     return until if until is not None and not node.ready and now - until >= NODE_LOSS else None
 
 
-def _gone(record: RecordFacts, held: Held, seen: Seen) -> str:
-    """Which devices of a segment are no longer promised to its lease, or have broken."""
-    there = {(node.name, slot.device) for node, slot in held}
-    gone = [device for device in record.spec.devices if (device.node, device.device) not in there]
+def _gone(record: RecordFacts, held: Held, seen: Seen, hidden: Sequence[NodeFacts]) -> str:
+    """Which devices of a segment are no longer promised to its lease, or have broken; on a node that cannot be read
+    none is."""
+    there, unknown = {(node.name, slot.device) for node, slot in held}, {node.name for node in hidden}
+    missing = (device for device in record.spec.devices if (device.node, device.device) not in there)
+    gone = [device for device in missing if device.node not in unknown]
     if gone:
         names = ", ".join(sorted({device.node for device in gone}))
         return f"{len(gone)} of {len(record.spec.devices)} devices are gone from {names}."

@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import format_duration, format_time, parse_duration
-from gpu_tenancy.api.lease import OnCompletion, Reason
+from gpu_tenancy.api.lease import ENDS, OnCompletion, Reason
 from gpu_tenancy.core.snapshot import JobFacts, LeaseFacts, RecordFacts
 
-FINAL_REASONS: Final = frozenset({Reason.EXPIRED, Reason.COMPLETED, Reason.FAILED, Reason.DELETED})
+FINAL_REASONS: Final = frozenset(ENDS)
 """Segment ends after which the lease is over; after the others it is queued or suspended."""
 
 SECOND: Final = timedelta(seconds=1)
@@ -76,10 +76,13 @@ def billed_seconds(records: tuple[RecordFacts, ...]) -> int:
 
 
 def expiry(lease: LeaseFacts, term: Term) -> datetime | None:
-    """When the running segment uses up the term; None without a duration or a running segment."""
+    """When the running segment uses up the term; None without a duration or a running segment. What was said last
+    counts where a record cannot be read: nobody knows the seconds that it uses up."""
     record, length = lease.open_record, term.length
     if record is None or length is None:
         return None
+    if lease.unreadable_record:
+        return lease.status.expires_at
     return record.spec.billable_from + length - timedelta(seconds=billed_seconds(lease.records))
 
 
@@ -133,7 +136,8 @@ def _endings(lease: LeaseFacts, term: Term, now: datetime) -> Iterator[Ending]:
     elif expires is None and _used_up(lease, term):
         yield Ending(now, Reason.EXPIRED, f"The term of {term.duration} is used up.")
     job = current_job(lease)
-    if job is not None and job.finished and lease.spec.on_completion is OnCompletion.RELEASE:
+    releases = lease.spec.on_completion is OnCompletion.RELEASE and not lease.invalid
+    if job is not None and job.finished and releases:
         yield _completion(job, now)
     if lease.spec.suspend:
         yield Ending(now, Reason.SUSPENDED, "spec.suspend is true.")
@@ -154,7 +158,7 @@ def is_over(lease: LeaseFacts) -> bool:
 
 
 def _used_up(lease: LeaseFacts, term: Term) -> bool:
-    if not lease.records or term.length is None:
+    if not lease.records or lease.unreadable_record or term.length is None:
         return False
     return lease.open_record is None and timedelta(seconds=billed_seconds(lease.records)) >= term.length
 

@@ -32,7 +32,7 @@ from gpu_tenancy.core.actions import (
     StopMiner,
 )
 from gpu_tenancy.core.mining import revision
-from gpu_tenancy.core.outlooks import unfinished
+from gpu_tenancy.core.outlooks import has_completed, unfinished
 from gpu_tenancy.core.snapshot import ClaimFacts, MinerFacts, Snapshot
 from gpu_tenancy.core.stock import Stock, unreachable
 
@@ -105,7 +105,10 @@ def miner_stops(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
     """Miners whose device is no longer their pool's, and those that have stopped for good and must be replaced."""
     grace = {pool.uid: pool.spec.grace_seconds for pool in snapshot.pools}
     made_from = {pool.uid: revision(pool.spec) for pool in snapshot.pools if not pool.invalid}
+    left_alone = _unreadable_nodes(snapshot)
     for miner in snapshot.miners:
+        if miner.node in left_alone:
+            continue
         unwanted = miner.finished or (miner.node, miner.device) not in places
         outdated = miner.pod_uid and miner.revision != made_from.get(miner.pool, miner.revision)
         if (unwanted or outdated) and not miner.deleting:
@@ -113,11 +116,16 @@ def miner_stops(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
 
 
 def miner_starts(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
-    """A miner for every device that a pool holds, or the half of it that is missing."""
-    pools = {pool.uid: pool for pool in snapshot.pools if pool.uid not in snapshot.failures}
+    """A miner for every device that a pool holds, or the half of it that is missing. What the API server refuses a pool
+    is refused for all of its miners, but for a name that somebody else has."""
+    refused = {uid for uid, failure in snapshot.failures.items() if failure.reason != Reason.NAME_TAKEN}
+    pools = {pool.uid: pool for pool in snapshot.pools if pool.uid not in refused}
     existing = {(miner.node, miner.device): miner for miner in snapshot.miners if not _complete(miner)}
     complete = {(miner.node, miner.device) for miner in snapshot.miners if _complete(miner)}
+    left_alone = _unreadable_nodes(snapshot)
     for place in sorted(places.keys() - complete):
+        if place[0] in left_alone:
+            continue
         slot, miner = places[place], existing.get(place)
         pool = pools.get(slot.holder.uid)
         if pool is None:
@@ -126,6 +134,11 @@ def miner_starts(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
             yield StartMiner(pool, place[0], slot, missing_claim=True, missing_pod=True)
         elif not (miner.deleting or miner.finished):
             yield StartMiner(pool, place[0], slot, not miner.claim_uid, not miner.pod_uid)
+
+
+def _unreadable_nodes(snapshot: Snapshot) -> frozenset[str]:
+    """Nodes on which nobody knows who should mine."""
+    return frozenset(node.name for node in snapshot.nodes if node.unreadable)
 
 
 def _complete(miner: MinerFacts) -> bool:
@@ -145,12 +158,13 @@ def pool_outlooks(snapshot: Snapshot, places: Mining) -> tuple[PoolOutlook, ...]
 def objects(outlook: Outlook) -> Iterator[Action]:
     """The claim template and Job of a placed lease, at once: the pods wait in the scheduler's queue."""
     lease = outlook.lease
-    if not outlook.nodes or outlook.over or outlook.closed or lease.namespace_ends:
+    if not outlook.nodes or outlook.refusal or outlook.over or outlook.closed or lease.namespace_ends:
         return
     if not lease.claim_template:
         yield CreateClaimTemplate(lease)
-    # Once a segment runs, a Job that is missing was deleted by its owner: it is not run a second time.
-    begun = lease.open_record is not None or outlook.opened is not None
+    # Once a segment runs, a Job that is missing was deleted by its owner: it is not run a second time. Nor is one that
+    # is complete and was held, where the lease has to move or is resumed: its results are there.
+    begun = lease.open_record is not None or outlook.opened is not None or has_completed(lease)
     if lease.template is not None and not begun and not any(job.attempt == outlook.attempt for job in lease.jobs):
         yield CreateJob(lease, outlook.attempt, outlook.nodes)
 
@@ -159,7 +173,7 @@ def releases(stock: Stock, now: datetime) -> Iterator[Action]:
     """Stop what used devices that are no longer the lease's, once they can no longer be scheduled: a pod stopped
     earlier would be replaced by its controller, and the new one would find the device still there."""
     lease = stock.lease
-    if not (lease.claim_template or lease.jobs or lease.claims):
+    if stock.stuck is not None or not (lease.claim_template or lease.jobs or lease.claims):
         return
     if stock.keeps or lease.open_record is not None:
         yield from _former_jobs(stock)
@@ -172,11 +186,11 @@ def _everything(stock: Stock) -> Iterator[Action]:
     lease = stock.lease
     if lease.claim_template and not stock.wants and not lease.namespace_ends:
         yield DeleteClaimTemplate(lease)
-    for job in lease.jobs:
-        if unfinished(job):
-            yield DeleteJob(lease, job.name, job.uid)
-    if any(not job.finished for job in lease.jobs):
-        return  # its pods go with it; whoever is left then is the tenant's own
+    running = [job for job in lease.jobs if unfinished(job)]
+    for job in running:
+        yield DeleteJob(lease, job.name, job.uid)
+    if running:
+        return  # it would replace a pod; once it is going, it does not, even where a finalizer of the tenant's keeps it
     for claim in lease.claims:
         yield from _users(stock, claim, _why(stock))
 

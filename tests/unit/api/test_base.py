@@ -14,8 +14,10 @@ from gpu_tenancy.api.base import (
     Currency,
     DecimalString,
     Duration,
+    Message,
     MicroTime,
     Quantity,
+    ShortMessage,
     Time,
     format_duration,
     format_micro_time,
@@ -146,6 +148,18 @@ def test_a_time_is_the_same_instant_in_every_zone(instant: datetime, minutes: in
     read = TypeAdapter(Time).validate_python(elsewhere.isoformat())
     assert read == elsewhere
     assert read.tzinfo is UTC
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
+def test_a_time_beyond_what_utc_can_hold_is_refused_with_the_remedy(text: str) -> None:
+    with pytest.raises(ValidationError, match="within the years 1 to 9999 of UTC; write it as UTC with a trailing Z"):
+        TypeAdapter(Time).validate_python(text)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(TypeAdapter(Message), 1024), (TypeAdapter(ShortMessage), 512)])
+def test_a_message_is_cut_to_what_the_api_takes(kind: TypeAdapter[str], limit: int) -> None:
+    assert kind.validate_python("x" * limit) == "x" * limit
+    assert kind.validate_python("x" * (limit + 1)) == "x" * (limit - 1) + "…"
 
 
 @pytest.mark.parametrize("value", ["2026-01-01T00:00:00", datetime(2026, 1, 1)])  # noqa: DTZ001 — that is the point

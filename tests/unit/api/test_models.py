@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from annotated_types import MaxLen
+from pydantic import TypeAdapter, ValidationError
 
+from gpu_tenancy.api.base import ApiModel
 from gpu_tenancy.api.claim import ClaimHolder
 from gpu_tenancy.api.crd import KINDS
-from gpu_tenancy.api.lease import GpuLeaseSpec, Term
+from gpu_tenancy.api.lease import GpuLeaseSpec, LeaseCondition, LeaseEnd, Term
 from gpu_tenancy.api.names import API_VERSION, GROUP, VERSION
+from gpu_tenancy.api.node import Gpu, NodeCondition, ObservedSlot
+from gpu_tenancy.api.pool import PoolCondition
+from gpu_tenancy.api.pricebook import BookCondition
 
 EXAMPLES: Final = Path(__file__).parents[3] / "examples"
 MODELS: Final = {kind.name: kind.model for kind in KINDS}
@@ -55,6 +61,22 @@ def test_unknown_fields_are_refused_unless_the_reader_is_told_otherwise() -> Non
     with pytest.raises(ValidationError, match="color"):
         GpuLeaseSpec.model_validate(manifest)
     assert GpuLeaseSpec.model_validate(manifest, extra="ignore").gpus.profile == "full"
+
+
+def models(of: type[ApiModel]) -> Iterator[type[ApiModel]]:
+    """All models of the API."""
+    for model in of.__subclasses__():
+        if model.__module__.startswith("gpu_tenancy.api."):
+            yield model
+        yield from models(model)
+
+
+def test_every_message_is_cut_to_its_bound_so_that_no_sentence_from_elsewhere_can_break_a_status() -> None:
+    found = {model: model.model_fields["message"] for model in models(ApiModel) if "message" in model.model_fields}
+    assert found.keys() >= {LeaseCondition, LeaseEnd, PoolCondition, BookCondition, NodeCondition, Gpu, ObservedSlot}
+    for model, field in found.items():
+        (bound,) = (one.max_length for one in field.metadata if isinstance(one, MaxLen))
+        assert len(TypeAdapter(Annotated[str, *field.metadata]).validate_python("x" * 5000)) == bound, model
 
 
 def test_absent_fields_are_left_out_and_never_null() -> None:

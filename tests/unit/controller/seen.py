@@ -25,7 +25,7 @@ class Seen:
         self.wakes = 0
         """Cycles called for."""
         self.views = Views(KubeClient.connect("/nowhere"), "gpu-tenancy-system", self._wake)
-        self.gather = Gather(self.views)
+        self.gather = Gather(self.views, drain_grace_seconds=30)
 
     def _wake(self) -> None:
         self.wakes += 1

@@ -84,7 +84,7 @@ class Server:
         return self.held[res.plural, name]
 
     async def delete(
-        self, res: Resource, name: str, namespace: str, *, uid: str | None, grace_seconds: int | None
+        self, res: Resource, name: str, namespace: str, *, uid: str | None, grace_seconds: int | None = None
     ) -> bool:
         await self._answer("delete", res, name, uid=uid, grace=grace_seconds, namespace=namespace)
         return True
@@ -190,7 +190,8 @@ def test_whatever_the_order_of_a_plan_promises_come_before_anybody_is_stopped_an
     actions = _everything(one)
     random.Random(seed).shuffle(actions)
     bench = Bench(one)
-    assert bench.run(*actions) == Outcome()
+    outcome = bench.run(*actions)
+    assert outcome == Outcome(promised={"n1": frozenset({one.uid})})
     stages = [
         next(i for i, stage in enumerate(ORDER) if f"{verb} {plural}" in stage)
         for verb, plural, _ in bench.server.calls
@@ -377,8 +378,8 @@ def test_a_name_that_somebody_else_has_is_refused_with_the_remedy_and_tried_agai
     bench = Bench(one)
     bench.server.refuse("create", "resourceclaimtemplates", "train", TAKEN)
     bench.server.held["resourceclaimtemplates", "train"] = found
-    for _ in range(2):  # no success in between: the first try is not taken for one that worked
-        outcome = bench.run(CreateClaimTemplate(one))
+    for hour in range(2):  # no success in between: the first try is not taken for one that worked
+        outcome = bench.run(CreateClaimTemplate(one), after=timedelta(hours=hour))
         failure = outcome.refused[one.uid]
         assert failure.reason == "NameTaken"
         assert failure.message == (
@@ -386,7 +387,61 @@ def test_a_name_that_somebody_else_has_is_refused_with_the_remedy_and_tried_agai
             "delete it or give the lease another name."
         )
     bench.server.allow("create", "resourceclaimtemplates", "train")
-    assert bench.run(CreateClaimTemplate(one)).refused == {}
+    assert bench.run(CreateClaimTemplate(one), after=timedelta(hours=2)).refused == {}
+
+
+def test_what_was_refused_is_left_alone_until_it_is_due_however_often_it_is_planned() -> None:
+    one = admitted()
+    bench = Bench(one)
+    stopped = DeletePod(one, PodRef("team-a", "notebook", "uid-pod"), "Stopped pod notebook: its lease is over.")
+    bench.server.refuse("delete", "pods", "notebook", FORBIDDEN)
+    failure = bench.run(stopped).refused[one.uid]
+    for second in range(int((failure.retry_at - NOW).total_seconds())):
+        # The status says what was refused: it is not kept from being written.
+        assert bench.run(stopped, after=timedelta(seconds=second)) == Outcome()
+    assert len(bench.server.made("delete")) == 1
+    assert bench.run(stopped, after=failure.retry_at - NOW).refused
+
+
+def test_a_bug_that_one_object_brings_out_stops_nobody_else() -> None:
+    odd, fine = admitted(template={"spec": {"containers": ["main"]}}), admitted("fine", template=CONTAINERS)
+    bench = Bench(odd, fine)
+    outcome = bench.run(CreateJob(odd, 1, ("n1",)), CreateJob(fine, 1, ("n1",)))
+    assert outcome.refused.keys() == {odd.uid}
+    assert outcome.refused[odd.uid].message.startswith("CreateJob failed in the operator itself: ")
+    assert [name for _, plural, name in bench.server.calls if plural == "jobs"] == ["fine-1"]
+
+
+def test_nobody_is_stopped_for_a_gang_of_which_one_node_could_not_be_written() -> None:
+    gang, single = admitted(), admitted("single")
+    bench = Bench(gang, single)
+    bench.server.refuse("patch", "gpunodes", "n2", Conflict(409, "Conflict", "the generation is another"))
+    slots = (_slots("n1", gang), _slots("n2", gang), _slots("n3", single))
+    stops = (StopMiner(_miner(f"miner-{node}", node), 1) for node in ("n1", "n2", "n3"))
+    assert bench.run(*slots, *stops).conflict
+    assert {name for verb, _, name in bench.server.calls if verb == "delete"} == {"miner-n3"}
+
+
+def test_what_a_former_lease_of_the_name_left_is_waited_for() -> None:
+    one = admitted()
+    bench = Bench(one)
+    left = _labelled("uid-former")
+    left["metadata"]["ownerReferences"] = [{"uid": "uid-former"}]
+    bench.server.refuse("create", "resourceclaimtemplates", "train", TAKEN)
+    bench.server.held["resourceclaimtemplates", "train"] = left
+    outcome = bench.run(CreateClaimTemplate(one))
+    assert (outcome.conflict, outcome.refused) == (True, {})
+
+
+def test_a_gangs_service_goes_with_its_claim_template_and_one_of_somebody_else_stays() -> None:
+    for holder, gone in (("uid-train", ["services", "resourceclaimtemplates"]), ("other", ["resourceclaimtemplates"])):
+        gang = replace(admitted(pods=2, template=CONTAINERS), claim_template="uid-template")
+        bench = Bench(gang)
+        found = _labelled(holder)
+        found["metadata"]["uid"] = "uid-service"
+        bench.server.held["services", "train"] = found
+        bench.run(DeleteClaimTemplate(gang))
+        assert [plural for verb, plural, _ in bench.server.calls if verb == "delete"] == gone
 
 
 def test_a_name_that_became_free_meanwhile_is_a_conflict() -> None:

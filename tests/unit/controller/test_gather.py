@@ -13,11 +13,13 @@ from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts
 from gpu_tenancy.kube import resources
-from tests.unit.controller.facts import CONTAINERS, CREATED, Object, body, record_spec, slot
+from tests.unit.controller.facts import CONTAINERS, CREATED, NOW, Object, body, record_spec, slot
 from tests.unit.controller.seen import Seen
 
 WHOLE: Final[Object] = {"gpus": {"profile": "full"}}
 RATES: Final = [{"model": "A100-SXM4-80GB", "profile": "full", "perHour": "145.00"}]
+BEYOND: Final = "9999-12-31T23:59:59-12:00"
+"""What the API server takes for a time, and Python cannot hold in UTC."""
 ADMITTED: Final[Object] = {"admittedAt": "2026-03-01T11:00:00.000000Z", "attempt": 1, "contract": "uid-train"}
 CLOSED: Final[dict[str, Any]] = {"billableTo": "2026-03-01T11:00:05Z", "seconds": 5, "reason": "Suspended"}
 
@@ -106,6 +108,7 @@ def test_pools_and_books_that_cannot_be_read_say_why_and_the_next_ones_are_read(
         body("MiningPool", "odd", "mining", spec={"image": "x", "priority": "high"}),
         body("MiningPool", "idle", "mining", spec={"image": "x"}),
         body("PriceBook", "bad", None, spec={"currency": "RUB", "rates": RATES}),
+        body("PriceBook", "never", None, spec={"currency": "RUB", "rates": RATES, "effectiveFrom": BEYOND}),
         body("PriceBook", "list", None, spec={"currency": "RUB", "rates": RATES, "effectiveFrom": CREATED}),
     )
     snapshot = seen.snapshot()
@@ -116,6 +119,7 @@ def test_pools_and_books_that_cannot_be_read_say_why_and_the_next_ones_are_read(
     books = {one.name: one for one in snapshot.books}
     assert books["bad"].spec is None
     assert books["bad"].invalid == "spec.effectiveFrom: Field required"
+    assert books["never"].invalid.endswith("within the years 1 to 9999 of UTC; write it as UTC with a trailing Z")
     assert books["list"].spec is not None
 
 
@@ -125,11 +129,23 @@ def test_fields_of_a_newer_version_are_left_alone() -> None:
     assert _the_lease(seen).invalid == ""
 
 
-def test_a_status_that_cannot_be_read_is_made_anew() -> None:
+def test_a_lease_whose_status_cannot_be_read_says_so() -> None:
     seen = Seen()
-    seen.own(_lease(status={"attempt": "first"}))
-    one = _the_lease(seen)
-    assert (one.invalid, one.status.attempt) == ("", 0)
+    seen.own(_lease("odd", status={"attempt": "first"}), _lease("train", status=ADMITTED))
+    odd, train = seen.snapshot().leases
+    assert odd.unreadable.startswith("GpuLease team-a/odd cannot be read (status.attempt: Input should be a valid int")
+    assert (odd.invalid, train.unreadable) == ("", "")
+
+
+@pytest.mark.parametrize("status", [{"attempt": "first"}, {"attempt": "first", "contract": "uid-former"}])
+def test_records_of_a_lease_whose_status_cannot_be_read_are_no_orphans(status: Object) -> None:
+    seen = Seen()
+    seen.own(_lease(status=status), _record("uid-former-1", contract="uid-former"), _record("uid-train-1"))
+    gone = _record("uid-gone-1", contract="uid-gone", leaseName="gone")
+    seen.own(gone)
+    snapshot = seen.snapshot()
+    assert [one.name for one in snapshot.leases[0].records] == ["uid-former-1", "uid-train-1"]
+    assert [one.name for one in snapshot.orphans] == ["uid-gone-1"]
 
 
 def test_a_settled_lease_is_history_until_it_is_deleted() -> None:
@@ -176,12 +192,44 @@ def test_a_segment_counts_also_where_only_its_archived_copy_is_left() -> None:
     assert [one.namespace for one in _the_lease(seen).records] == ["gpu-tenancy-system"]
 
 
-def test_a_record_that_cannot_be_read_does_not_hide_the_others() -> None:
-    odd = _record("uid-train-1", **CLOSED)
-    odd["spec"]["seconds"] = "five"
+def _odd(record: Object) -> Object:
+    """As a newer version might have written it."""
+    return record | {"spec": {**record["spec"], "tier": "Reserved"}}
+
+
+def test_a_record_that_cannot_be_read_does_not_hide_the_others_and_its_lease_knows_of_it() -> None:
     seen = Seen()
-    seen.own(_lease(status=ADMITTED), odd, _record("uid-train-2", segment=2))
-    assert [one.name for one in _the_lease(seen).records] == ["uid-train-2"]
+    seen.own(_lease(status=ADMITTED), _lease("other"))
+    seen.own(_odd(_record("uid-train-1", **CLOSED)), _record("uid-train-2", segment=2))
+    other, train = seen.snapshot().leases
+    assert [one.name for one in train.records] == ["uid-train-2"]
+    why = "spec.tier: Input should be 'OnDemand'"
+    assert train.unreadable_record == f"UsageRecord team-a/uid-train-1 cannot be read ({why})"
+    assert other.unreadable_record == ""
+
+
+def test_a_record_that_cannot_be_read_is_known_by_its_name_whatever_it_says_itself() -> None:
+    seen = Seen()
+    odd = _record("uid-train-1")
+    del odd["spec"]["contract"]
+    seen.own(_lease(status=ADMITTED), odd)
+    assert "spec.contract: Field required" in _the_lease(seen).unreadable_record
+
+
+def test_a_segment_that_can_be_read_counts_though_its_copy_cannot() -> None:
+    seen = Seen()
+    seen.own(_lease(status=ADMITTED), _record("uid-train-1", **CLOSED))
+    seen.own(_odd(_record("uid-train-1", "gpu-tenancy-system", **CLOSED)))
+    one = _the_lease(seen)
+    assert (one.unreadable_record, [record.name for record in one.records]) == ("", ["uid-train-1"])
+
+
+def test_a_record_of_no_lease_that_cannot_be_read_is_no_orphan_to_be_closed() -> None:
+    seen = Seen()
+    seen.own(_odd(_record("uid-gone-1", contract="uid-gone")))
+    assert seen.snapshot().orphans == ()
+    [unread] = seen.gather.unread
+    assert unread.why.startswith("UsageRecord team-a/uid-gone-1 cannot be read (spec.tier: ")
 
 
 # --- what was made for a lease -----------------------------------------------------------------------------------
@@ -272,6 +320,58 @@ def test_a_node_whose_amounts_cannot_be_read_has_nothing_to_give_and_keeps_what_
     odd, fine = seen.snapshot().nodes
     assert (odd.allocatable.cpu_milli, odd.slots) == (0, (slot(),))
     assert fine.allocatable.cpu_milli == 128_000
+
+
+def _of_a_newer_version() -> Object:
+    """A GpuNode whose one slot belongs to a holder of a kind that is not known here."""
+    wire = slot("uid-train").to_wire()
+    wire["holder"]["kind"] = "Reservation"
+    return body("GpuNode", "n1", None, spec={"slots": [wire]})
+
+
+def test_a_gpu_node_whose_spec_cannot_be_read_says_so_and_whom_it_mentions() -> None:
+    seen = Seen()
+    seen.own(_of_a_newer_version(), _gpu_node("n2"))
+    seen.show(resources.NODES, _node(), _node("n2"))
+    odd, fine = seen.snapshot().nodes
+    why = "spec.slots.0.holder.kind: Input should be 'GpuLease' or 'MiningPool'"
+    assert odd.unreadable == f"GpuNode n1 cannot be read ({why})"
+    assert odd.objection(NOW) == odd.unreadable
+    assert "uid-train" in odd.mentions
+    assert (fine.unreadable, fine.mentions, fine.slots) == ("", frozenset(), (slot(),))
+
+
+def test_a_gpu_node_whose_status_cannot_be_read_says_so_and_keeps_its_slots() -> None:
+    seen = Seen()
+    draining = {**slot("uid-former").to_wire(), "state": "Parked"}
+    seen.own(_gpu_node() | {"status": {"slots": [draining]}})
+    seen.show(resources.NODES, _node())
+    node = _the_node(seen)
+    assert node.unreadable.startswith("GpuNode n1 cannot be read (status.slots.0.state: ")
+    assert node.slots == (slot(),)
+    assert node.mentions >= {"uid-former", "uid-idle"}
+
+
+def test_a_sentence_names_some_of_the_errors_and_their_number() -> None:
+    seen = Seen()
+    seen.own(body("GpuNode", "n1", None, spec={"slots": [{}]}))
+    seen.show(resources.NODES, _node())
+    assert _the_node(seen).unreadable == (
+        "GpuNode n1 cannot be read (spec.slots.0.device: Field required; spec.slots.0.gpu: Field required; "
+        "spec.slots.0.profile: Field required; and 2 more)"
+    )
+
+
+def test_what_could_not_be_read_is_listed_for_as_long_as_it_cannot() -> None:
+    seen = Seen()
+    seen.own(_of_a_newer_version(), _lease(status={"attempt": "first"}), _odd(_record("uid-train-1")))
+    seen.show(resources.NODES, _node())
+    for _ in range(2):
+        seen.snapshot()
+        assert sorted(one.body["kind"] for one in seen.gather.unread) == ["GpuLease", "GpuNode", "UsageRecord"]
+    seen.own(_gpu_node() | {"metadata": {**_gpu_node()["metadata"], "resourceVersion": "2"}}, event="MODIFIED")
+    seen.snapshot()
+    assert sorted(one.body["kind"] for one in seen.gather.unread) == ["GpuLease", "UsageRecord"]
 
 
 def test_a_silent_agent_is_known_by_when_it_was_last_heard() -> None:
@@ -383,6 +483,29 @@ def test_a_claim_for_a_leases_devices_counts_whoever_wrote_it_and_without_any_la
     foreign = {"metadata": {"name": "other", "namespace": "team-a", "uid": "d"}}
     seen.show(resources.RESOURCE_CLAIMS, claim, foreign)
     assert [one.name for one in _the_lease(seen).claims] == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("own", "left", "stopped"),
+    [(60, None, True), (10, 10, False), (86_400, 86_400, True), (86_400, 30, False), (10, 20, True)],
+    ids=["running", "going", "going in a day", "going in time", "going later than it need"],
+)
+def test_a_pod_that_is_going_is_left_alone_only_if_it_goes_soon_enough(
+    own: int, left: int | None, stopped: bool
+) -> None:
+    seen = Seen()
+    seen.own(_lease())
+    config = [{"opaque": {"driver": names.DRIVER, "parameters": {"holder": "uid-train"}}}]
+    metadata = {"name": "own", "namespace": "team-a", "uid": "c"}
+    reserved = [{"resource": "pods", "name": "own", "uid": "p"}]
+    claim = {"metadata": metadata, "spec": {"devices": {"config": config}}, "status": {"reservedFor": reserved}}
+    seen.show(resources.RESOURCE_CLAIMS, claim)
+    pod: Object = {"name": "own", "namespace": "team-a", "uid": "p"}
+    if left is not None:
+        pod |= {"deletionTimestamp": "2026-03-01T12:00:00Z", "deletionGracePeriodSeconds": left}
+    seen.show(resources.PODS, {"metadata": pod, "spec": {"nodeName": "n1", "terminationGracePeriodSeconds": own}})
+    [claim_facts] = _the_lease(seen).claims
+    assert bool(claim_facts.users) is stopped
 
 
 def test_a_pod_that_only_says_that_it_is_a_miner_is_left_alone() -> None:

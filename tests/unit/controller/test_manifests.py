@@ -110,9 +110,12 @@ def test_a_tenants_other_wishes_of_affinity_are_left_as_they_are() -> None:
     assert pod["affinity"]["podAntiAffinity"] == apart["podAntiAffinity"]
 
 
-def test_a_job_for_a_dry_run_is_held_to_no_node() -> None:
-    pod = manifests.job(admitted(template=CONTAINERS), 0, ())["spec"]["template"]["spec"]
-    assert "affinity" not in pod
+def test_a_null_in_a_template_says_the_same_as_nothing() -> None:
+    """Helm leaves such keys behind."""
+    odd = {"tolerations": None, "affinity": {"nodeAffinity": None}, "nodeSelector": None}
+    with_nulls = {"metadata": None, "spec": {**CONTAINERS["spec"], **odd}}
+    made = [manifests.job(admitted(template=one), 1, ("n1",)) for one in (with_nulls, CONTAINERS)]
+    assert made[0] == made[1]
 
 
 def test_making_a_job_leaves_the_tenants_template_as_it_was() -> None:

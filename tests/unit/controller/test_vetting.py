@@ -25,12 +25,14 @@ class Asked:
     def __init__(self, error: KubeError | None = None) -> None:
         self.error = error
         self.names: list[str] = []
+        self.bodies: list[Object] = []
         self.seconds = 0.0
         self.vetting = Vetting(self, lambda: self.seconds)  # type: ignore[arg-type]
 
     async def create(self, res: Resource, body: Object, *, dry_run: bool) -> Object:
         assert (res, dry_run) == (resources.JOBS, True)
         self.names.append(body["metadata"]["name"])
+        self.bodies.append(body)
         if self.error is not None:
             raise self.error
         return body
@@ -65,6 +67,20 @@ def test_leases_that_are_alike_are_asked_about_once_in_a_while() -> None:
     asked.seconds += ALIKE_SECONDS
     asked.check(_lease("three"))
     assert asked.names[3:] == ["three-0"]
+
+
+@pytest.mark.parametrize("spec", [{"containers": ["main"]}, {"containers": [], "tolerations": "all"}, "none"])
+def test_a_template_of_which_no_job_can_be_made_is_refused_and_nobody_is_asked(spec: object) -> None:
+    asked = Asked()
+    assert asked.check(lease(template={"spec": spec}), _lease("other"))
+    assert asked.vetting.verdicts["uid-train"].startswith("spec.template is not a pod template: ")
+    assert asked.names == ["other-0"]
+
+
+def test_the_job_that_is_tried_is_held_to_a_node_as_the_real_one_will_be() -> None:
+    asked = Asked()
+    asked.check(_lease())
+    assert "nodeAffinity" in asked.bodies[0]["spec"]["template"]["spec"]["affinity"]
 
 
 def test_a_refusal_is_not_shared() -> None:
@@ -133,10 +149,11 @@ def test_one_template_that_is_refused_does_not_keep_another_from_being_accepted(
         lease(),
         admitted(template=CONTAINERS),
         replace(_lease(), invalid="spec.tier: no"),
+        replace(_lease(), unreadable="GpuLease team-a/train cannot be read"),
         replace(_lease(), namespace_ends=True),
         replace(_lease(), deleted_at=NOW),
     ],
-    ids=["no-template", "admitted", "unreadable", "namespace-ends", "deleted"],
+    ids=["no-template", "admitted", "invalid", "unreadable", "namespace-ends", "deleted"],
 )
 def test_nobody_is_asked_about_leases_that_need_no_answer(one: LeaseFacts) -> None:
     asked = Asked()

@@ -40,7 +40,7 @@ from gpu_tenancy.core.actions import (
 )
 from gpu_tenancy.core.amounts import NOTHING, Amount
 from gpu_tenancy.core.devices import job_name, miner_name
-from gpu_tenancy.core.ledger import SliceState, slice_states
+from gpu_tenancy.core.ledger import SliceState, open_bills, slice_states
 from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.podspec import Taint
@@ -161,15 +161,19 @@ class Node:
     agent: bool = True
     """Its agent runs."""
     agent_until: datetime = START
+    unreadable: str = ""
+    """Part of its GpuNode that the operator cannot read: spec or status."""
 
     def facts(self) -> NodeFacts:
         """As the operator sees it."""
+        held = () if self.unreadable == "status" else self.held.values()
+        holders = [*(slot.holder for slot in self.slots), *(device.slot.holder for device in self.held.values())]
         return NodeFacts(
             self.name,
             self.generation,
-            tuple(self.gpus),
-            self.slots,
-            tuple(_observed(device) for device in self.held.values()),
+            () if self.unreadable == "status" else tuple(self.gpus),
+            () if self.unreadable == "spec" else self.slots,
+            tuple(_observed(device) for device in held),
             published=frozenset(name for name, device in self.held.items() if device.published),
             labels=dict(self.labels),
             taints=self.taints,
@@ -178,6 +182,8 @@ class Node:
             ready=self.ready,
             cordoned=self.cordoned,
             agent_until=self.agent_until,
+            unreadable=f"GpuNode {self.name} cannot be read ({self.unreadable})" if self.unreadable else "",
+            mentions=frozenset(holder.uid for holder in holders) if self.unreadable else frozenset(),
         )
 
 
@@ -229,6 +235,12 @@ class Cluster:
         """Whether somebody else is faster at a node."""
         self.lags: Callable[[Node], bool] = lambda _: False
         """Whether an agent does nothing in this step."""
+        self.lost_gpus: set[str] = set()
+        """UUIDs of GPUs of which nothing can be found out any more."""
+        self.unreadable: set[str] = set()
+        """UIDs of leases whose status the operator cannot read, and names of records that it cannot."""
+        self.kept_jobs: set[str] = set()
+        """UIDs of leases whose tenants keep a finalizer on their Jobs."""
         self.evicted: list[str] = []
         """Names of miners that the operator stopped, in order."""
         self.last_plan = Plan()
@@ -318,10 +330,12 @@ class Cluster:
             if name in (pod.claim.node, *(node for node, _ in pod.claim.devices)):
                 self._gone(pod)
 
-    def break_gpu(self, node: str, index: int) -> None:
-        """The agent finds a GPU unhealthy."""
+    def break_gpu(self, node: str, index: int, *, lost: bool = False) -> None:
+        """The agent finds a GPU unhealthy. `lost`: it has fallen off the bus, and nothing can be proven of it."""
         known = self.nodes[node].gpus
         known[index] = known[index].model_copy(update={"healthy": False, "message": "Xid 79"})
+        if lost:
+            self.lost_gpus.add(known[index].uuid)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -335,7 +349,7 @@ class Cluster:
             nodes=tuple(node.facts() for node in self.nodes.values()),
             books=tuple(self.books.values()),
             miners=tuple(self._miners()),
-            orphans=tuple(record for name, record in self.records.items() if name not in known),
+            orphans=tuple(record for name, record in self.records.items() if name not in known | self.unreadable),
         )
 
     def snapshot_has(self, lease: str) -> bool:
@@ -348,8 +362,12 @@ class Cluster:
         template = None
         if lease.spec.template is not None:
             template = TemplateFacts(podspec.needs(lease.spec.template["spec"]), self.verdict)
+        hidden = [name for name in self.unreadable & self.records.keys() if self._contract(name) == uid]
         return replace(
             lease,
+            status=GpuLeaseStatus() if uid in self.unreadable else lease.status,
+            unreadable=f"GpuLease {lease.key} cannot be read (status)" if uid in self.unreadable else "",
+            unreadable_record=f"UsageRecord {min(hidden)} cannot be read (spec)" if hidden else "",
             namespace_ends=lease.key.namespace in self.ending,
             template=template,
             claim_template=self.templates.get(uid, ""),
@@ -363,6 +381,9 @@ class Cluster:
             ),
             records=self._records_of(lease),
         )
+
+    def _contract(self, record: str) -> str:
+        return self.records[record].spec.contract
 
     def condition(self, lease: str, kind: ConditionType = ConditionType.READY) -> LeaseCondition:
         """A condition of a lease, as last written."""
@@ -388,11 +409,10 @@ class Cluster:
 
     def slice_states(self) -> Counter[SliceState]:
         """Memory slices of all GPUs by state."""
-        open_records = (record.spec for record in self.records.values() if record.is_open)
-        billed = frozenset((device.node, device.device) for spec in open_records for device in spec.devices)
+        bills = open_bills(record.spec for record in self.records.values())
         states: Counter[SliceState] = Counter()
         for node in self.nodes.values():
-            states.update(slice_states(node.facts(), billed, self.now))
+            states.update(slice_states(node.facts(), bills, self.now))
         return states
 
     # --- time -------------------------------------------------------------------------------------------------------
@@ -449,12 +469,31 @@ class Cluster:
                 failed.add(uid)
 
     def _do(self, action: Action, decided: Plan) -> bool:
+        assert not self._disturbs(action), f"{action} disturbs what cannot be read"
         try:
             for _ in self._writes(action, decided):
                 self._count()
         except RefusedError:
             return False
         return True
+
+    def _disturbs(self, action: Action) -> bool:
+        """Whether an action is about something that the operator cannot read, or stops pods whose node it cannot."""
+        hidden = {node.name for node in self.nodes.values() if node.unreadable}
+        match action:
+            case SetSlots():
+                return action.node in hidden
+            case StartMiner():
+                return action.node in hidden
+            case StopMiner():
+                return action.miner.node in hidden
+            case CloseRecord() | ArchiveRecord():
+                return action.record.name in self.unreadable
+            case DeleteClaimTemplate() | DeleteJob() | DeletePod() | CreateJob():
+                there = {node for node, _ in self.slots_of(action.lease.uid)}
+                return action.lease.uid in self.unreadable or not there.isdisjoint(hidden)
+            case _:
+                return action.lease.uid in self.unreadable
 
     def _count(self) -> None:
         self.writes += 1
@@ -466,6 +505,7 @@ class Cluster:
             uid = outlook.lease.uid
             if uid not in self.leases:
                 continue
+            assert uid not in self.unreadable, "a status that cannot be read is written over"
             new = status.lease_status(outlook, None, self.now)
             if status.differs(self.leases[uid].status, new, None, self.now):
                 self.leases[uid] = replace(self.leases[uid], status=new)
@@ -614,6 +654,8 @@ class Cluster:
     def _take_away(self, node: Node, device: Device) -> None:
         if device.state is not SlotState.DRAINING:
             device.state = SlotState.DRAINING
+        elif device.slot.gpu in self.lost_gpus:
+            device.message = "cannot be looked at"
         elif not self._users(node, device):
             del node.held[device.slot.device]
         else:
@@ -649,10 +691,7 @@ class Cluster:
     def _job(self, job: Job) -> None:
         mine = [pod for pod in self.pods.values() if pod.owner == job.facts.uid]
         if job.facts.deleting:
-            for pod in mine:
-                self._stop(pod, TENANT_GRACE)
-            if not mine:
-                del self.jobs[job.facts.name]
+            self._end_job(job, mine)
         elif not job.facts.finished:
             lease = self.leases[job.lease]
             if job.lease in self.templates:
@@ -664,6 +703,15 @@ class Cluster:
                 job.facts = replace(job.facts, finished="Complete", finished_at=ended)
                 for pod in mine:
                     self._gone(pod)
+
+    def _end_job(self, job: Job, pods: list[Pod]) -> None:
+        """Kubernetes deletes a Job's pods once it is gone, and a finalizer keeps it from that."""
+        if job.lease in self.kept_jobs:
+            return
+        for pod in pods:
+            self._stop(pod, TENANT_GRACE)
+        if not pods:
+            del self.jobs[job.facts.name]
 
     def _keep_pods(self, owner: str, lease: str, wanted: int, nodes: tuple[str, ...]) -> None:
         there = [pod for pod in self.pods.values() if pod.owner == owner and pod.stops_at is None]
@@ -731,7 +779,11 @@ class Cluster:
 
     def _records_of(self, lease: LeaseFacts) -> tuple[RecordFacts, ...]:
         contract = lease.status.contract or lease.uid
-        found = [record for record in self.records.values() if record.spec.contract == contract]
+        found = [
+            record
+            for name, record in self.records.items()
+            if record.spec.contract == contract and name not in self.unreadable
+        ]
         return () if self._is_history(lease) else tuple(sorted(found, key=lambda record: record.spec.segment))
 
     def _is_history(self, lease: LeaseFacts) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_tenancy.core.devices import device_name, job_name, miner_name
+from gpu_tenancy.core.devices import device_name, job_name, miner_name, start_of
 
 LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 NODE_NAMES = st.from_regex(r"\A[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?){0,3}\Z")
@@ -18,6 +19,19 @@ PROFILES = st.sampled_from(["full", "1g.10gb", "3g.40gb", "7g.80gb"])
 def test_a_device_is_named_by_its_placement_and_its_holder() -> None:
     assert re.fullmatch(r"gpu3-[0-9a-f]{6}", device_name(3, "full", 0, "uid", 1))
     assert re.fullmatch(r"gpu3-1g10gb-6-[0-9a-f]{6}", device_name(3, "1g.10gb", 6, "uid", 1))
+
+
+@given(index=st.integers(0, 63), profile=PROFILES, start=st.integers(0, 7), uid=st.uuids())
+def test_a_devices_name_tells_where_on_its_gpu_it_is(index: int, profile: str, start: int, uid: object) -> None:
+    device = device_name(index, profile, start, str(uid), 1)
+    assert start_of(device) == (0 if profile == "full" else start)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "gpu3", "gpu3-1g10gb-9f2c41", "gpu3-1g10gb-8-9f2c41", "mig-9f2c41", "gpu3-9f2c41-x"]
+)
+def test_a_name_that_is_not_ours_tells_nothing(name: str) -> None:
+    assert start_of(name) is None
 
 
 def test_another_holder_or_another_attempt_is_another_device() -> None:

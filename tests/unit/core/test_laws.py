@@ -182,6 +182,29 @@ class History(RuleBasedStateMachine):
         self.laws.losses = True
         self.cluster.remove_node("b")
 
+    # --- another version of the operator, or a hand
+
+    @rule(node=st.sampled_from(["a", "b"]), part=st.sampled_from(["spec", "status"]))
+    def node_cannot_be_read(self, node: str, part: str) -> None:
+        if node in self.cluster.nodes:
+            self.cluster.nodes[node].unreadable = part
+
+    @precondition(lambda self: self.leases)
+    @rule(which=st.integers(0, 7))
+    def lease_cannot_be_read(self, which: int) -> None:
+        self.cluster.unreadable.add(self.leases[which % len(self.leases)])
+
+    @precondition(lambda self: self.cluster.records)
+    @rule(which=st.integers(0, 7))
+    def record_cannot_be_read(self, which: int) -> None:
+        self.cluster.unreadable.add(sorted(self.cluster.records)[which % len(self.cluster.records)])
+
+    @rule()
+    def all_can_be_read(self) -> None:
+        self.cluster.unreadable.clear()
+        for node in self.cluster.nodes.values():
+            node.unreadable = ""
+
     # --- time
 
     @rule(seconds=st.sampled_from([2, 5, 10]))
@@ -206,6 +229,7 @@ class History(RuleBasedStateMachine):
     # --- the end
 
     def teardown(self) -> None:
+        self.all_can_be_read()
         self.lagging, self.beaten, self.cluster.dies_after = set(), [], None
         for node in self.cluster.nodes.values():
             node.agent, node.ready, node.cordoned = True, True, False
