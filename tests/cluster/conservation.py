@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpu_tenancy.api import names
 from gpu_tenancy.api.usage import UsageRecordSpec
-from gpu_tenancy.core.ledger import SliceState, double_billings
+from gpu_tenancy.core.ledger import double_billings
+from gpu_tenancy.core.slices import SliceState
 from gpu_tenancy.kube import resources
 from gpu_tenancy.mig.profiles import slices
 from tests.cluster.api import MERGE

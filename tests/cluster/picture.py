@@ -19,7 +19,7 @@ from gpu_tenancy.api import names
 from gpu_tenancy.api.base import ConditionStatus, Holder, HolderKind
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus, Reason
 from gpu_tenancy.api.node import Gpu, GpuMode, GpuNodeSpec, GpuNodeStatus, NodeReason, ObservedSlot, Slot, SlotState
-from gpu_tenancy.core.ledger import SliceState
+from gpu_tenancy.core.slices import SliceState
 from gpu_tenancy.mig.profiles import FULL, MEMORY_SLICES, slices
 from tests.cluster import bill
 from tests.cluster.api import Object

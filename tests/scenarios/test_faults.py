@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from gpu_tenancy.api.lease import ConditionType, Reason
 from gpu_tenancy.api.node import SlotState
-from gpu_tenancy.core.ledger import SliceState
 from gpu_tenancy.core.planner import plan
+from gpu_tenancy.core.slices import SliceState
 from gpu_tenancy.core.stock import NODE_LOSS
 from tests.unit.core.simulation import HEARTBEAT, Cluster
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gpu_tenancy.api.lease import ConditionType, Reason
-from gpu_tenancy.core import status
+from gpu_tenancy.core import platform_status
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.stock import NODE_LOSS
 from tests.unit.core.builders import book_spec, lease_spec
@@ -191,9 +191,9 @@ def test_silence_is_not_marked_on_a_gpu_node_whose_conditions_cannot_be_read() -
     cluster = two_nodes()
     node = cluster.nodes["a"]
     silent = node.agent_until + HEARTBEAT
-    assert status.node_conditions(node.facts(), silent)
+    assert platform_status.node_conditions(node.facts(), silent)
     node.unreadable = "status"
-    assert status.node_conditions(node.facts(), silent) == node.facts().conditions
+    assert platform_status.node_conditions(node.facts(), silent) == node.facts().conditions
 
 
 # --- leases

@@ -17,14 +17,15 @@ from typing import Final
 from gpu_tenancy.api.base import ApiModel
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
 from gpu_tenancy.controller.events import Events, transitions
-from gpu_tenancy.controller.execute import Execute, Outcome
+from gpu_tenancy.controller.execute import Execute
 from gpu_tenancy.controller.gather import Gather
 from gpu_tenancy.controller.metrics import Metrics
+from gpu_tenancy.controller.outcome import Outcome
 from gpu_tenancy.controller.settings import Settings
 from gpu_tenancy.controller.statuses import Statuses
 from gpu_tenancy.controller.vetting import Vetting
 from gpu_tenancy.controller.views import Views
-from gpu_tenancy.core import planner, status
+from gpu_tenancy.core import planner, platform_status
 from gpu_tenancy.core.actions import Plan
 from gpu_tenancy.core.pricing import pricing
 from gpu_tenancy.core.snapshot import Failure, Key, LeaseFacts, NodeFacts, Snapshot
@@ -264,11 +265,11 @@ class Cycle:
             if outlook.lease.uid not in outcome.failed and not self._statuses.is_said(outlook.lease.uid)
         ]
         for one in plan.pools:
-            new = status.pool_status(one, snapshot.failures.get(one.pool.uid), now)
+            new = platform_status.pool_status(one, snapshot.failures.get(one.pool.uid), now)
             writes.append(self._report_plain(resources.MINING_POOLS, one.pool.key, one.pool.status, new, outcome))
         prices = pricing(snapshot.books, now)
         for book in snapshot.books:
-            new_book = status.book_status(book, prices, now)
+            new_book = platform_status.book_status(book, prices, now)
             writes.append(self._report_plain(resources.PRICE_BOOKS, Key("", book.name), book.status, new_book, outcome))
         writes += [self._mark(node, outcome, now) for node in snapshot.nodes]
         await asyncio.gather(*writes)
@@ -297,7 +298,7 @@ class Cycle:
 
     async def _mark(self, node: NodeFacts, outcome: Outcome, now: datetime) -> None:
         """Say on a GpuNode that its agent is silent, and take that back once it is heard."""
-        conditions = status.node_conditions(node, now)
+        conditions = platform_status.node_conditions(node, now)
         body = self.views.store.get(resources.GPU_NODES, None, node.name)
         if conditions == node.conditions or body is None:
             return

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
@@ -19,6 +18,7 @@ from gpu_tenancy.api import names
 from gpu_tenancy.api.lease import GpuLeaseStatus, Reason
 from gpu_tenancy.controller import manifests
 from gpu_tenancy.controller.expectations import Expectations
+from gpu_tenancy.controller.outcome import Outcome, depends_on_undone, identity, undone
 from gpu_tenancy.controller.settings import Settings
 from gpu_tenancy.core.actions import (
     Action,
@@ -71,26 +71,6 @@ Notify = Callable[[Resource, Object, str, str, str], None]
 """Records an Event on an object: resource, object, type, reason, message."""
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What became of a plan's actions."""
-
-    conflict: bool = False
-    """Something was not as the plan assumed: plan anew at once."""
-    trouble: bool = False
-    """Something could not be done, and no lease or pool is to blame for it: plan anew after a pause."""
-    failed: set[str] = field(default_factory=set)
-    """UIDs of leases and pools of which some action was not done."""
-    nodes: set[str] = field(default_factory=set)
-    """Nodes whose slots were not written."""
-    promised: dict[str, frozenset[str]] = field(default_factory=dict)
-    """Nodes whose slots were written, and the leases for which they were."""
-    refused: dict[str, Failure] = field(default_factory=dict)
-    """What the API server refused as things are, by UID of the lease or pool."""
-    again: float | None = None
-    """Seconds after which a call that was made a moment ago is due again, should its effect still not show."""
-
-
 class Execute:
     """The operator's hands."""
 
@@ -134,29 +114,29 @@ class Execute:
         self, action: Action, statuses: Mapping[str, GpuLeaseStatus], outcome: Outcome, now: datetime
     ) -> None:
         uid, _ = blame(action)
-        if _depends_on_undone(action, uid, outcome):
+        if depends_on_undone(action, uid, outcome):
             return
-        if _identity(action) in self._held:
+        if identity(action) in self._held:
             if not isinstance(action, STOPPING):  # nothing waits for those, and the status says that they are refused
-                _undone(action, uid, outcome)
+                undone(action, uid, outcome)
             return
         try:
             await self._do(action, statuses, outcome)
         except Conflict as error:
             _log.info("%s: %s; planning anew.", type(action).__name__, error)
             outcome.conflict = True
-            _undone(action, uid, outcome)
+            undone(action, uid, outcome)
         except Rejected as error:
             _log.warning("%s was refused: %s", type(action).__name__, error)
-            _undone(action, uid, outcome)
+            undone(action, uid, outcome)
             self._refused(action, uid, error, outcome, now)
         except KubeError as error:
             _log.warning("%s: %s; it is tried again.", type(action).__name__, error)
             outcome.trouble = True
-            _undone(action, uid, outcome)
+            undone(action, uid, outcome)
         except Exception as error:  # noqa: BLE001  (whatever one object holds, the others go on: logged, blamed, tried again)
             _log.exception("%s failed.", type(action).__name__)
-            _undone(action, uid, outcome)
+            undone(action, uid, outcome)
             sentence = f"{type(action).__name__} failed in the operator itself: {error!r}; see its log."
             self._refused(action, uid, Rejected(0, "Failed", sentence), outcome, now)
 
@@ -168,7 +148,7 @@ class Execute:
         for one in blamed - outcome.refused.keys():
             outcome.refused[one] = self._failure(one, error, now)
         due = (outcome.refused[one].retry_at for one in blamed)
-        self._held[_identity(action)] = min(due, default=now + FIRST_RETRY)
+        self._held[identity(action)] = min(due, default=now + FIRST_RETRY)
 
     def _failure(self, uid: str, error: Rejected, now: datetime) -> Failure:
         """Refused for good as things are: tried again ever more rarely."""
@@ -427,52 +407,3 @@ class NameTakenError(Rejected):
 
 def _made_for(body: Object, holder: str) -> bool:
     return bool((body["metadata"].get("labels") or {}).get(names.LABEL_HOLDER) == holder)
-
-
-_NOBODY: Final[frozenset[str]] = frozenset()
-
-
-def _depends_on_undone(action: Action, uid: str, outcome: Outcome) -> bool:
-    """Nothing is done for a lease of which something failed in this cycle, nor for a node that was not written."""
-    match action:
-        case SetSlots():
-            if not action.requires.isdisjoint(outcome.failed):
-                _undone(action, uid, outcome)
-                return True
-            return False
-        case StopMiner():
-            # Also where the node was written, but another node of the same gang was not: nobody goes for half a plan.
-            node = action.miner.node
-            return node in outcome.nodes or not outcome.promised.get(node, _NOBODY).isdisjoint(outcome.failed)
-        case StartMiner():
-            return action.node in outcome.nodes
-        case _:
-            return bool(uid) and uid in outcome.failed
-
-
-def _undone(action: Action, uid: str, outcome: Outcome) -> None:
-    if isinstance(action, SetSlots):
-        outcome.nodes.add(action.node)
-        outcome.failed |= action.requires
-    elif uid and not isinstance(action, StopMiner | StartMiner):  # one miner's trouble is not its pool's
-        outcome.failed.add(uid)
-
-
-def _identity(action: Action) -> Hashable:
-    """The same for an action that is planned again in a later cycle."""
-    match action:
-        case CloseRecord() | ArchiveRecord():
-            what: Hashable = (action.record.namespace, action.record.name)
-        case SetSlots():
-            what = (action.node, action.generation, tuple(slot.device for slot in action.slots))
-        case StopMiner():
-            what = (action.miner.name, action.miner.pod_uid, action.miner.claim_uid)
-        case StartMiner():
-            what = (action.pool.uid, action.pool.generation, action.node, action.device)
-        case DeleteJob():
-            what = action.uid
-        case DeletePod():
-            what = action.pod.uid
-        case _:
-            what = (action.lease.uid, action.lease.generation)
-    return type(action), what

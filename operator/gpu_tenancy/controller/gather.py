@@ -26,7 +26,8 @@ from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.controller import digests
-from gpu_tenancy.controller.views import TERMINAL, Views, is_miners, is_owned
+from gpu_tenancy.controller.facts import claim_facts, job_facts, miner_facts
+from gpu_tenancy.controller.views import Views, is_miners, is_owned
 from gpu_tenancy.core import amounts, podspec
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.checks import needs_of
@@ -40,7 +41,6 @@ from gpu_tenancy.core.snapshot import (
     LeaseFacts,
     MinerFacts,
     NodeFacts,
-    PodRef,
     PoolFacts,
     RecordFacts,
     Snapshot,
@@ -167,7 +167,7 @@ class Gather:
             if is_miners(claim.metadata):
                 miners[key] = claim
             else:
-                facts = _claim(claim, self._views.pods.items, self._longest_grace)
+                facts = claim_facts(claim, self._views.pods.items, self._longest_grace)
                 leases[facts.holder].append(facts)
         return leases, miners
 
@@ -177,7 +177,7 @@ class Gather:
         for job in self._views.jobs.items.values():
             labels = job.metadata.labels
             if labels.get(names.LABEL_ATTEMPT, "").isdecimal() and is_owned(job.metadata):
-                found[job.metadata.namespace, labels.get(names.LABEL_HOLDER, "")].append(_job(job))
+                found[job.metadata.namespace, labels.get(names.LABEL_HOLDER, "")].append(job_facts(job))
         return found
 
     def _lease(
@@ -273,7 +273,7 @@ class Gather:
 
     def _miners(self, claims: dict[str, digests.Claim]) -> tuple[MinerFacts, ...]:
         pods = {key: pod for key, pod in self._views.pods.items.items() if is_miners(pod.metadata)}
-        return tuple(_miner(pods.get(key), claims.get(key)) for key in sorted(pods.keys() | claims.keys()))
+        return tuple(miner_facts(pods.get(key), claims.get(key)) for key in sorted(pods.keys() | claims.keys()))
 
     # --- nodes
 
@@ -429,86 +429,3 @@ def _key(body: Object) -> Key:
 
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
-
-
-def _claim(claim: digests.Claim, pods: Mapping[str, digests.Pod], longest_grace: int) -> ClaimFacts:
-    allocation = claim.status.allocation
-    results = allocation.devices.results if allocation else ()
-    holder = next(
-        (
-            str(config.opaque.parameters.get("holder", ""))
-            for config in claim.spec.devices.config
-            if config.opaque and config.opaque.driver == names.DRIVER
-        ),
-        "",
-    )
-    namespace = claim.metadata.namespace
-    reserved = (user for user in claim.status.reserved_for if user.resource == "pods")
-    users = (_user(namespace, user, pods, longest_grace) for user in reserved)
-    return ClaimFacts(
-        namespace,
-        claim.metadata.name,
-        claim.metadata.uid,
-        holder,
-        devices=tuple((one.pool, one.device) for one in results if one.driver == names.DRIVER),
-        users=tuple(user for user in users if user is not None),
-    )
-
-
-def _user(namespace: str, user: digests.Consumer, pods: Mapping[str, digests.Pod], longest_grace: int) -> PodRef | None:
-    """A pod that uses a claim and is not going already, or not soon enough: a tenant may have deleted it himself, with
-    a grace as long as he likes."""
-    pod = pods.get(f"{namespace}/{user.name}")
-    if pod is None or pod.metadata.uid != user.uid:
-        return PodRef(namespace, user.name, user.uid)
-    own = pod.spec.termination_grace_period_seconds
-    if pod.metadata.deletion_timestamp is not None:
-        left = pod.metadata.deletion_grace_period_seconds or 0
-        if left <= min(own, longest_grace):
-            return None
-    return PodRef(namespace, user.name, user.uid, own)
-
-
-def _job(job: digests.Job) -> JobFacts:
-    ended = next(
-        (one for one in job.status.conditions if one.status == "True" and one.type in ("Complete", "Failed")), None
-    )
-    return JobFacts(
-        name=job.metadata.name,
-        uid=job.metadata.uid,
-        attempt=int(job.metadata.labels[names.LABEL_ATTEMPT]),
-        finished=ended.type if ended else "",
-        finished_at=ended.last_transition_time if ended else None,
-        message=ended.message if ended and ended.type == "Failed" else "",
-        deleting=job.metadata.deletion_timestamp is not None,
-    )
-
-
-def _miner(pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFacts:
-    known = pod or claim
-    if known is None:
-        raise ValueError("a miner has a pod, a claim, or both")
-    metadata = known.metadata
-    phase = pod.status.phase if pod else ""
-    going = [one.metadata.deletion_timestamp is not None for one in (pod, claim) if one is not None]
-    return MinerFacts(
-        name=metadata.name,
-        namespace=metadata.namespace,
-        pool=metadata.labels.get(names.LABEL_HOLDER, ""),
-        node=claim.metadata.annotations.get(names.LABEL_NODE, "") if claim else pod.spec.node_name if pod else "",
-        device=metadata.labels.get(names.LABEL_DEVICE, ""),
-        pod_uid=pod.metadata.uid if pod else "",
-        claim_uid=claim.metadata.uid if claim else "",
-        revision=metadata.labels.get(names.LABEL_REVISION, ""),
-        running=phase == "Running" and not any(going),
-        finished=phase in TERMINAL or _misallocated(claim),
-        deleting=any(going),
-    )
-
-
-def _misallocated(claim: digests.Claim | None) -> bool:
-    """The claim was given a device in the moment of its withdrawal: kubelet would be refused for ever."""
-    if claim is None or claim.status.allocation is None:
-        return False
-    own = claim.metadata.labels.get(names.LABEL_DEVICE)
-    return any(one.device != own for one in claim.status.allocation.devices.results if one.driver == names.DRIVER)

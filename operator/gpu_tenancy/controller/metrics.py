@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gpu_tenancy.controller.events import Note
 from gpu_tenancy.core.actions import Action, Plan
-from gpu_tenancy.core.ledger import SliceState, open_bills, segments_of, slice_states
+from gpu_tenancy.core.slices import SliceState, open_bills, segments_of, slice_states
 from gpu_tenancy.core.snapshot import Snapshot
 from gpu_tenancy.kube.client import RequestInfo
 from gpu_tenancy.kube.resources import GPU_LEASES, GPU_NODES, USAGE_RECORDS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpu_tenancy.api.lease import Tier
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
-from gpu_tenancy.core.ledger import SliceState
+from gpu_tenancy.core.slices import SliceState
 from tests.cluster.conservation import DELIVERY_SECONDS, Reading, Stand, breaches, sampling_seconds
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

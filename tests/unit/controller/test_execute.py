@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from gpu_tenancy.api import names
 from gpu_tenancy.api.lease import GpuLeaseStatus, Reason
-from gpu_tenancy.controller.execute import FIRST_RETRY, LONGEST_RETRY, Execute, Outcome
+from gpu_tenancy.controller.execute import FIRST_RETRY, LONGEST_RETRY, Execute
+from gpu_tenancy.controller.outcome import Outcome
 from gpu_tenancy.controller.settings import Settings
 from gpu_tenancy.core.actions import (
     Action,

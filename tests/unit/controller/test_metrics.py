@@ -12,7 +12,7 @@ from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
 from gpu_tenancy.controller.metrics import Metrics
 from gpu_tenancy.core.devices import device_name
-from gpu_tenancy.core.ledger import SliceState
+from gpu_tenancy.core.slices import SliceState
 from gpu_tenancy.core.snapshot import Key, LeaseFacts, NodeFacts, RecordFacts, Snapshot
 from tests.unit.core.builders import MODEL, START, gpus, lease_spec
 

@@ -10,7 +10,8 @@ from itertools import pairwise
 from gpu_tenancy.api.lease import ConditionType, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
-from gpu_tenancy.core.ledger import SliceState, double_billings
+from gpu_tenancy.core.ledger import double_billings
+from gpu_tenancy.core.slices import SliceState
 from gpu_tenancy.mig.profiles import MEMORY_SLICES
 from tests.unit.core.simulation import Cluster, Node, mask
 

@@ -19,7 +19,7 @@ from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus, L
 from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
-from gpu_tenancy.core import podspec, status
+from gpu_tenancy.core import platform_status, podspec, status
 from gpu_tenancy.core.actions import (
     Action,
     Admit,
@@ -40,11 +40,11 @@ from gpu_tenancy.core.actions import (
 )
 from gpu_tenancy.core.amounts import NOTHING, Amount
 from gpu_tenancy.core.devices import job_name, miner_name
-from gpu_tenancy.core.ledger import SliceState, open_bills, slice_states
 from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.podspec import Taint
 from gpu_tenancy.core.pricing import pricing
+from gpu_tenancy.core.slices import SliceState, open_bills, slice_states
 from gpu_tenancy.core.snapshot import (
     BookFacts,
     ClaimFacts,
@@ -514,10 +514,10 @@ class Cluster:
         for pool in decided.pools:
             if pool.pool.uid in self.pools:
                 found = self.pools[pool.pool.uid]
-                self.pools[found.uid] = replace(found, status=status.pool_status(pool, None, self.now))
+                self.pools[found.uid] = replace(found, status=platform_status.pool_status(pool, None, self.now))
         prices = pricing(list(self.books.values()), self.now)
         for name, book in self.books.items():
-            self.books[name] = replace(book, status=status.book_status(book, prices, self.now))
+            self.books[name] = replace(book, status=platform_status.book_status(book, prices, self.now))
 
     def _writes(self, action: Action, decided: Plan) -> Iterator[None]:
         """Do an action; yields after each write."""

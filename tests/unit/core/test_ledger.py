@@ -15,9 +15,10 @@ from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.lease import GpuLeaseStatus, Price, Tier
 from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
-from gpu_tenancy.core import ledger
+from gpu_tenancy.core import ledger, slices
 from gpu_tenancy.core.devices import device_name
-from gpu_tenancy.core.ledger import DoubleBilling, SliceState, slice_states
+from gpu_tenancy.core.ledger import DoubleBilling
+from gpu_tenancy.core.slices import SliceState, slice_states
 from gpu_tenancy.core.snapshot import Key, LeaseFacts, NodeFacts, RecordFacts
 from gpu_tenancy.core.terms import ceil_second, floor_second, seconds_between
 from gpu_tenancy.mig.profiles import of_model
@@ -209,7 +210,7 @@ def a_report(slot: Slot, state: SlotState) -> ObservedSlot:
 def one_gpu(wanted: Sequence[Slot], observed: Sequence[ObservedSlot], *billed: UsageRecordSpec) -> Counter[SliceState]:
     """States of the slices of a node's one GPU, without those that no slice is in."""
     node = NodeFacts("a", 1, tuple(gpus("a", 1)), tuple(wanted), tuple(observed), agent_until=START)
-    return +slice_states(node, ledger.open_bills(billed), START)
+    return +slice_states(node, slices.open_bills(billed), START)
 
 
 def bill_of(*slots: Slot) -> UsageRecordSpec:
@@ -305,7 +306,7 @@ def test_every_slice_is_counted_once_whatever_is_wanted_and_reported(
         for number, ((gpu, profile, start, holder), state) in enumerate(observed)
     )
     node = NodeFacts("a", 1, tuple(there), slots, seen, ready=ready, agent_until=START)
-    bills = {"a": [ledger.Bill(f"w{number}", there[number % 3].uuid, 0xF0) for number in billed]}
+    bills = {"a": [slices.Bill(f"w{number}", there[number % 3].uuid, 0xF0) for number in billed]}
     states = slice_states(node, bills, START)
     assert states.total() == 24
     assert min(states.values()) >= 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.api.pricebook import PriceBookStatus
-from gpu_tenancy.core import status
+from gpu_tenancy.core import platform_status, status
 from gpu_tenancy.core.actions import Outlook, PoolOutlook
 from gpu_tenancy.core.pricing import pricing
 from gpu_tenancy.core.snapshot import BookFacts, Failure
@@ -34,10 +34,13 @@ def test_the_words_of_a_refusal_at_length_are_cut() -> None:
         max(len(one.message) for one in status.lease_status(Outlook(lease, None), failure, START).conditions) == BOUND
     )
     pool = replace(cluster.pools[cluster.add_pool()], invalid=LONG)
-    assert max(len(one.message) for one in status.pool_status(PoolOutlook(pool, 0, 0), None, START).conditions) == BOUND
+    assert (
+        max(len(one.message) for one in platform_status.pool_status(PoolOutlook(pool, 0, 0), None, START).conditions)
+        == BOUND
+    )
 
 
 def test_a_book_that_is_wrong_in_many_places_says_so_in_bounds() -> None:
     book = BookFacts("book", "uid", 1, None, PriceBookStatus(), LONG)
-    conditions = status.book_status(book, pricing([book], START), START).conditions
+    conditions = platform_status.book_status(book, pricing([book], START), START).conditions
     assert max(len(one.message) for one in conditions) == BOUND

@@ -1,0 +1,99 @@
+"""Kubernetes objects as the facts of them that decisions need: claims with their users, Jobs, miners. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gpu_tenancy.api import names
+from gpu_tenancy.controller import digests
+from gpu_tenancy.controller.views import TERMINAL
+from gpu_tenancy.core.snapshot import ClaimFacts, JobFacts, MinerFacts, PodRef
+
+
+def claim_facts(claim: digests.Claim, pods: Mapping[str, digests.Pod], longest_grace: int) -> ClaimFacts:
+    """A claim, with the pods that use it and have to be stopped at the end.
+
+    `longest_grace`: seconds that such a pod may take to go.
+    """
+    allocation = claim.status.allocation
+    results = allocation.devices.results if allocation else ()
+    holder = next(
+        (
+            str(config.opaque.parameters.get("holder", ""))
+            for config in claim.spec.devices.config
+            if config.opaque and config.opaque.driver == names.DRIVER
+        ),
+        "",
+    )
+    namespace = claim.metadata.namespace
+    reserved = (user for user in claim.status.reserved_for if user.resource == "pods")
+    users = (_user(namespace, user, pods, longest_grace) for user in reserved)
+    return ClaimFacts(
+        namespace,
+        claim.metadata.name,
+        claim.metadata.uid,
+        holder,
+        devices=tuple((one.pool, one.device) for one in results if one.driver == names.DRIVER),
+        users=tuple(user for user in users if user is not None),
+    )
+
+
+def _user(namespace: str, user: digests.Consumer, pods: Mapping[str, digests.Pod], longest_grace: int) -> PodRef | None:
+    """A pod that uses a claim and is not going already, or not soon enough: a tenant may have deleted it himself, with
+    a grace as long as he likes."""
+    pod = pods.get(f"{namespace}/{user.name}")
+    if pod is None or pod.metadata.uid != user.uid:
+        return PodRef(namespace, user.name, user.uid)
+    own = pod.spec.termination_grace_period_seconds
+    if pod.metadata.deletion_timestamp is not None:
+        left = pod.metadata.deletion_grace_period_seconds or 0
+        if left <= min(own, longest_grace):
+            return None
+    return PodRef(namespace, user.name, user.uid, own)
+
+
+def job_facts(job: digests.Job) -> JobFacts:
+    """The Job of a placement attempt."""
+    ended = next(
+        (one for one in job.status.conditions if one.status == "True" and one.type in ("Complete", "Failed")), None
+    )
+    return JobFacts(
+        name=job.metadata.name,
+        uid=job.metadata.uid,
+        attempt=int(job.metadata.labels[names.LABEL_ATTEMPT]),
+        finished=ended.type if ended else "",
+        finished_at=ended.last_transition_time if ended else None,
+        message=ended.message if ended and ended.type == "Failed" else "",
+        deleting=job.metadata.deletion_timestamp is not None,
+    )
+
+
+def miner_facts(pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFacts:
+    """A miner, of which the pod or the claim may be missing."""
+    known = pod or claim
+    if known is None:
+        raise ValueError("a miner has a pod, a claim, or both")
+    metadata = known.metadata
+    phase = pod.status.phase if pod else ""
+    going = [one.metadata.deletion_timestamp is not None for one in (pod, claim) if one is not None]
+    return MinerFacts(
+        name=metadata.name,
+        namespace=metadata.namespace,
+        pool=metadata.labels.get(names.LABEL_HOLDER, ""),
+        node=claim.metadata.annotations.get(names.LABEL_NODE, "") if claim else pod.spec.node_name if pod else "",
+        device=metadata.labels.get(names.LABEL_DEVICE, ""),
+        pod_uid=pod.metadata.uid if pod else "",
+        claim_uid=claim.metadata.uid if claim else "",
+        revision=metadata.labels.get(names.LABEL_REVISION, ""),
+        running=phase == "Running" and not any(going),
+        finished=phase in TERMINAL or _misallocated(claim),
+        deleting=any(going),
+    )
+
+
+def _misallocated(claim: digests.Claim | None) -> bool:
+    """The claim was given a device in the moment of its withdrawal: kubelet would be refused for ever."""
+    if claim is None or claim.status.allocation is None:
+        return False
+    own = claim.metadata.labels.get(names.LABEL_DEVICE)
+    return any(one.device != own for one in claim.status.allocation.devices.results if one.driver == names.DRIVER)

@@ -1,0 +1,142 @@
+"""Statuses of what the platform team and finance own: pools, price books, and what is said on a node. Pure.
+
+As in `core.status`: (facts, what the plan found out, now) -> status, and nothing else produces one.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from gpu_tenancy.api.base import format_time
+from gpu_tenancy.api.node import NodeCondition, NodeConditionType, NodeReason
+from gpu_tenancy.api.pool import MiningPoolStatus, PoolCondition, PoolConditionType, PoolReason
+from gpu_tenancy.api.pricebook import BookCondition, BookConditionType, BookReason, PriceBookStatus
+from gpu_tenancy.core.actions import PoolOutlook
+from gpu_tenancy.core.pricing import Pricing
+from gpu_tenancy.core.snapshot import BookFacts, Failure, NodeFacts
+from gpu_tenancy.core.status import FALSE, TRUE, transition
+
+
+def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) -> MiningPoolStatus:
+    """Status of a MiningPool."""
+    pool = outlook.pool
+    stalled = bool(pool.invalid) or failure is not None
+    reason, message = _pool_state(outlook)
+    trouble = pool.invalid or (failure.message if failure else "")
+    verdicts = (
+        (PoolConditionType.READY, reason in HEALTHY, reason, message),
+        (
+            PoolConditionType.STALLED,
+            stalled,
+            (PoolReason.INVALID_SPEC if pool.invalid else PoolReason.API_REJECTED)
+            if stalled
+            else PoolReason.UP_TO_DATE,
+            trouble,
+        ),
+    )
+    former = {condition.type: condition for condition in pool.status.conditions}
+    return MiningPoolStatus(
+        observed_generation=pool.generation,
+        assigned=outlook.assigned,
+        mining=outlook.mining,
+        conditions=[
+            PoolCondition(
+                type=kind,
+                status=TRUE if holds else FALSE,
+                reason=why,
+                message=text,
+                last_transition_time=transition(former.get(kind), TRUE if holds else FALSE, now),
+                observed_generation=pool.generation,
+            )
+            for kind, holds, why, text in verdicts
+        ],
+    )
+
+
+HEALTHY: Final = frozenset({PoolReason.MINING, PoolReason.NOTHING_IDLE})
+"""A pool whose GPUs are all rented is as it should be."""
+
+
+def _pool_state(outlook: PoolOutlook) -> tuple[PoolReason, str]:
+    if outlook.pool.invalid:
+        return PoolReason.INVALID_SPEC, outlook.pool.invalid
+    if outlook.pool.spec.suspend:
+        return PoolReason.SUSPENDED, "spec.suspend is true."
+    if not outlook.assigned:
+        return PoolReason.NOTHING_IDLE, "No idle device is left to this pool."
+    counts = f"{outlook.mining} of {outlook.assigned} miners run."
+    return (PoolReason.MINING if outlook.mining else PoolReason.STARTING), counts
+
+
+def book_status(book: BookFacts, pricing: Pricing, now: datetime) -> PriceBookStatus:
+    """Status of a PriceBook."""
+    conflict = book.name in pricing.conflicting
+    current = pricing.current is not None and pricing.current.name == book.name
+    in_effect = _book_state(book, pricing, conflict, current, now)
+    conflicting = (
+        (
+            BookReason.SAME_INSTANT,
+            "Another PriceBook has the same effectiveFrom: neither takes effect. Delete one of them.",
+        )
+        if conflict
+        else (BookReason.NONE, "")
+    )
+    verdicts = (
+        (BookConditionType.IN_EFFECT, current, *in_effect),
+        (BookConditionType.CONFLICT, conflict, *conflicting),
+    )
+    former = {condition.type: condition for condition in book.status.conditions}
+    return PriceBookStatus(
+        observed_generation=book.generation,
+        conditions=[
+            BookCondition(
+                type=kind,
+                status=TRUE if holds else FALSE,
+                reason=why,
+                message=text,
+                last_transition_time=transition(former.get(kind), TRUE if holds else FALSE, now),
+                observed_generation=book.generation,
+            )
+            for kind, holds, why, text in verdicts
+        ],
+    )
+
+
+def _book_state(
+    book: BookFacts, pricing: Pricing, conflict: bool, current: bool, now: datetime
+) -> tuple[BookReason, str]:
+    if book.spec is None:
+        return BookReason.INVALID_SPEC, book.invalid
+    if current:
+        return BookReason.IN_EFFECT, f"{len(book.spec.rates)} rates in {book.spec.currency} are in effect."
+    if conflict:
+        return BookReason.SAME_INSTANT, "The older price stays in effect."
+    if book.spec.effective_from > now:
+        return BookReason.NOT_YET, f"Takes effect at {format_time(book.spec.effective_from)}."
+    name = pricing.current.name if pricing.current else "another book"
+    return BookReason.SUPERSEDED, f"Superseded by {name}."
+
+
+def node_conditions(node: NodeFacts, now: datetime) -> tuple[NodeCondition, ...]:
+    """Conditions of a GpuNode with the operator's mark: AgentSilent is there exactly while nobody is heard.
+
+    A silent agent cannot say so itself; one that is heard again leaves its own conditions as they are. They are written
+    as a whole: on a GpuNode that cannot be read nothing is marked.
+    """
+    if node.unreadable:
+        return node.conditions
+    others = tuple(one for one in node.conditions if one.type is not NodeConditionType.AGENT_SILENT)
+    objection = node.agent_objection(now)
+    if not objection:
+        return others
+    former = next((one for one in node.conditions if one.type is NodeConditionType.AGENT_SILENT), None)
+    mark = NodeCondition(
+        type=NodeConditionType.AGENT_SILENT,
+        status=TRUE,
+        reason=NodeReason.HEARTBEAT_MISSED,
+        message=f"{objection[0].upper()}{objection[1:]}: nothing new is planned on this node.",
+        last_transition_time=transition(former, TRUE, now),
+        observed_generation=node.generation,
+    )
+    return (*others, former if former and former.message == mark.message else mark)
