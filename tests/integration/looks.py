@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from gpu_tenancy.api import names
 from gpu_tenancy.kube import resources
-from gpu_tenancy.kube.resources import Resource
+from gpu_tenancy.kube.resources import JOBS, RESOURCE_CLAIM_TEMPLATES, SERVICES, Resource
 from tests.cluster.api import Object
 from tests.cluster.eventually import eventually
 from tests.cluster.world import World, condition_of
@@ -48,11 +48,19 @@ async def slots_of(world: World, uid: str, *parts: str) -> list[tuple[str, Objec
 
 
 async def nothing_left(world: World, uid: str, *, job: bool = False) -> None:
-    """No device is held for the lease, and nothing that was made for it is there; but for a finished Job (`job`), which
-    stays until the lease is deleted, so that its logs can be read."""
+    """No device is held for the lease, and nothing that was made for it is there; but for a finished Job (`job`), so
+    that its logs can be read, and for what a lease's own Job was made with: these stay until the lease is deleted, and
+    go with it."""
     assert not await slots_of(world, uid)
-    for made in (resources.RESOURCE_CLAIM_TEMPLATES, resources.SERVICES, *(() if job else (resources.JOBS,))):
-        assert not await world.items(made, labelSelector=f"{names.LABEL_HOLDER}={uid}")
+    there = [one for one in await world.items(resources.GPU_LEASES) if one["metadata"]["uid"] == uid]
+    made = () if any("template" in one["spec"] for one in there) else (RESOURCE_CLAIM_TEMPLATES, SERVICES)
+
+    async def look() -> bool:
+        selector = f"{names.LABEL_HOLDER}={uid}"
+        kinds = (*made, *(() if job else (JOBS,)))
+        return not any([await world.items(kind, labelSelector=selector) for kind in kinds])
+
+    await eventually(f"everything that was made for {uid} to go", look)
 
 
 async def reported(world: World) -> None:

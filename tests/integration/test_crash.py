@@ -8,7 +8,7 @@ were let through, and says in its failure which one was the last:
    `delete resourceclaims` (miners); `create jobs`;
 7. ready: `create usagerecords` (the segment opens), `update gpuleases/status` (Ready);
 8. the end: `update gpuleases/status` (notice), `patch usagerecords` (billableTo), `patch gpunodes` (slots back),
-   `delete services` and `delete resourceclaimtemplates`, `delete jobs`, `delete pods` (a tenant's own); where the
+   `delete resourceclaimtemplates` (a tenant's own pods'), `delete jobs`, `delete pods` (a tenant's own); where the
    namespace goes, `create usagerecords` and `patch usagerecords` (archived, let go);
 9. `update gpuleases/status` (settled), `patch gpuleases` (finalizer off), `create resourceclaims` and `create pods`
    (miners again);
@@ -52,7 +52,6 @@ STEPS: Final = {
     "patch usagerecords": "8",
     "delete resourceclaimtemplates": "8",
     "delete jobs": "8",
-    "delete services": "8",
     "create resourceclaims": "9",
     "create pods": "9",
     "update miningpools/status": "10",

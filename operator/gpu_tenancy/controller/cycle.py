@@ -192,7 +192,9 @@ class Cycle:
         await self._report(snapshot, plan, statuses, outcome, now)
         await self._execute.finish(plan.actions, outcome, now)
         self.cycles += 1
-        self._metrics.cycles.observe(time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._metrics.cycles.observe(seconds)
+        self._statuses.paced(timedelta(seconds=seconds))
         pauses = (doubtful_for, outcome.again, self._vetting.again, self._undone_for(outcome))
         wakes = [
             plan.next_wake,

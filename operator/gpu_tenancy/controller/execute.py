@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
@@ -174,7 +173,8 @@ class Execute:
             case StopMiner():
                 await self._stop_miner(action)
             case DeleteClaimTemplate():
-                await self._delete_claim_template(action.lease)
+                key, uid = action.lease.key, action.lease.claim_template
+                await self._delete(resources.RESOURCE_CLAIM_TEMPLATES, key.namespace, key.name, uid)
             case DeleteJob():
                 await self._delete(resources.JOBS, action.lease.key.namespace, action.job, action.uid)
             case DeletePod():
@@ -280,16 +280,6 @@ class Execute:
             await self._delete(resources.PODS, miner.namespace, miner.name, miner.pod_uid, grace)
         if miner.claim_uid:
             await self._delete(resources.RESOURCE_CLAIMS, miner.namespace, miner.name, miner.claim_uid)
-
-    async def _delete_claim_template(self, lease: LeaseFacts) -> None:
-        """The Service of a gang goes first: while the claim template is there, this is planned again."""
-        key = lease.key
-        if lease.template is not None and lease.spec.pods > 1:
-            with suppress(NotFound):
-                found = await self._client.get(resources.SERVICES, key.name, key.namespace)
-                if _made_for(found, lease.uid):
-                    await self._client.delete(resources.SERVICES, key.name, key.namespace, uid=found["metadata"]["uid"])
-        await self._delete(resources.RESOURCE_CLAIM_TEMPLATES, key.namespace, key.name, lease.claim_template)
 
     async def _delete_pod(self, action: DeletePod) -> None:
         pod, longest = action.pod, self._settings.drain_grace_seconds

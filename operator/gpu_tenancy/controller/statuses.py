@@ -20,7 +20,11 @@ from gpu_tenancy.core.actions import Outlook
 from gpu_tenancy.core.snapshot import Failure, LeaseFacts
 
 LINGER: Final = timedelta(seconds=1)
-"""How long a status that is about to change waits for the next one."""
+LONGEST_LINGER: Final = timedelta(seconds=5)
+"""How long a status that is about to change waits for the next one: in a burst, when a cycle takes long, for as many
+cycles as a lease usually needs to get from one state to the next."""
+STEPS: Final = 4
+"""From the end of a segment: slots, withdrawal, release, settlement."""
 PASSING: Final = frozenset({Reason.CHECKING_TEMPLATE, Reason.PREPARING, Reason.DRAINING})
 """Reasons of a lease on its way to being Ready, or away from it, that usually last for less than LINGER."""
 
@@ -45,6 +49,7 @@ class Statuses:
         self._known: dict[str, _Known] = {}
         self._written: dict[str, datetime] = {}
         self._held: dict[str, datetime] = {}
+        self._linger = LINGER
 
     @property
     def wake(self) -> datetime | None:
@@ -71,12 +76,16 @@ class Statuses:
         if not status.differs(lease.status, new, self._written.get(uid), now):
             self._settle(uid)
             return False
-        return not _is_passing(new) or now >= self._held.setdefault(uid, now + LINGER)
+        return not _is_passing(new) or now >= self._held.setdefault(uid, now + self._linger)
 
     def stored(self, uid: str, now: datetime) -> None:
         """The status derived last is what the API server has."""
         self._written[uid] = now
         self._settle(uid)
+
+    def paced(self, cycle: timedelta) -> None:
+        """The last cycle took so long."""
+        self._linger = min(LONGEST_LINGER, max(LINGER, STEPS * cycle))
 
     def keep(self, present: Container[str]) -> None:
         """Forget all other leases."""

@@ -135,9 +135,14 @@ def _draining(stock: Stock, now: datetime) -> str:
     if left:
         reason = f" ({left[0].message})" if left[0].message else ""
         return f"{_devices(len(left))} waiting for pods to stop{reason}."
-    if not lease.namespace_ends and (lease.claim_template or any(unfinished(job) for job in lease.jobs)):
+    if not lease.namespace_ends and (_own_template(lease) or any(unfinished(job) for job in lease.jobs)):
         return "Its claim template and Job are being deleted."
     return ""
+
+
+def _own_template(lease: LeaseFacts) -> bool:
+    """The claim template from which the tenant's own pods are made is there."""
+    return bool(lease.claim_template) and lease.template is None
 
 
 def _is_healthy(node: NodeFacts, uuid: str) -> bool:

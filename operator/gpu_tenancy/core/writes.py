@@ -184,7 +184,9 @@ def releases(stock: Stock, now: datetime) -> Iterator[Action]:
 
 def _everything(stock: Stock) -> Iterator[Action]:
     lease = stock.lease
-    if lease.claim_template and not stock.wants and not lease.namespace_ends:
+    if lease.claim_template and lease.template is None and not stock.wants and not lease.namespace_ends:
+        # Only a tenant's own controller makes pods from it again and again; it is told so by the template's absence.
+        # What was made for a lease's own Job stays with the finished Job, and goes with the lease.
         yield DeleteClaimTemplate(lease)
     running = [job for job in lease.jobs if unfinished(job)]
     for job in running:

@@ -434,17 +434,6 @@ def test_what_a_former_lease_of_the_name_left_is_waited_for() -> None:
     assert (outcome.conflict, outcome.refused) == (True, {})
 
 
-def test_a_gangs_service_goes_with_its_claim_template_and_one_of_somebody_else_stays() -> None:
-    for holder, gone in (("uid-train", ["services", "resourceclaimtemplates"]), ("other", ["resourceclaimtemplates"])):
-        gang = replace(admitted(pods=2, template=CONTAINERS), claim_template="uid-template")
-        bench = Bench(gang)
-        found = _labelled(holder)
-        found["metadata"]["uid"] = "uid-service"
-        bench.server.held["services", "train"] = found
-        bench.run(DeleteClaimTemplate(gang))
-        assert [plural for verb, plural, _ in bench.server.calls if verb == "delete"] == gone
-
-
 def test_a_name_that_became_free_meanwhile_is_a_conflict() -> None:
     one = admitted()
     bench = Bench(one)

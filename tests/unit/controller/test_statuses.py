@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
-from gpu_tenancy.controller.statuses import LINGER, Statuses
+from gpu_tenancy.controller.statuses import LINGER, LONGEST_LINGER, STEPS, Statuses
 from gpu_tenancy.core.actions import Outlook, Refusal
 from gpu_tenancy.core.snapshot import LeaseFacts
 from gpu_tenancy.core.status import REFRESH
@@ -137,3 +137,15 @@ def test_leases_that_are_gone_wake_nobody() -> None:
     assert statuses.wake == LATER
     statuses.keep(set())
     assert statuses.wake is None
+
+
+def test_while_cycles_are_slow_what_passes_waits_for_several_of_them_but_not_for_long() -> None:
+    statuses, outlook = Statuses(), _placed(admitted())
+    statuses.paced(LINGER)
+    assert not _is_due(statuses, outlook, NOW)
+    assert not _is_due(statuses, outlook, NOW + STEPS * LINGER - MOMENT)
+    assert _is_due(statuses, outlook, NOW + STEPS * LINGER)
+    slow = Statuses()
+    slow.paced(LONGEST_LINGER)
+    assert not _is_due(slow, outlook, NOW)
+    assert slow.wake == NOW + LONGEST_LINGER
