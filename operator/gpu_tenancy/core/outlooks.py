@@ -136,7 +136,7 @@ def _draining(stock: Stock, now: datetime) -> str:
         reason = f" ({left[0].message})" if left[0].message else ""
         return f"{_devices(len(left))} waiting for pods to stop{reason}."
     if not lease.namespace_ends and (_own_template(lease) or any(unfinished(job) for job in lease.jobs)):
-        return "Its claim template and Job are being deleted."
+        return "Its claim template or Job is being deleted."
     return ""
 
 
