@@ -26,7 +26,7 @@ from gpu_tenancy.controller.statuses import Statuses
 from gpu_tenancy.controller.vetting import Vetting
 from gpu_tenancy.controller.views import Views
 from gpu_tenancy.core import planner, platform_status
-from gpu_tenancy.core.actions import Plan
+from gpu_tenancy.core.actions import Admit, Plan
 from gpu_tenancy.core.pricing import pricing
 from gpu_tenancy.core.snapshot import Failure, Key, LeaseFacts, NodeFacts, Snapshot
 from gpu_tenancy.kube import resources
@@ -180,8 +180,7 @@ class Cycle:
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
         self._metrics.account(snapshot, now)
-        with self._metrics.planning.time():
-            plan = planner.plan(snapshot, now)
+        snapshot, plan = await self._decide(snapshot, now)
         self._metrics.count_plan(plan)
         statuses = {
             outlook.lease.uid: self._statuses.derive(outlook, snapshot.failures.get(outlook.lease.uid), now)
@@ -202,6 +201,22 @@ class Cycle:
             *(now + timedelta(seconds=pause) for pause in pauses if pause is not None),
         ]
         return min((wake for wake in wakes if wake is not None), default=None)
+
+    async def _decide(self, snapshot: Snapshot, now: datetime) -> tuple[Snapshot, Plan]:
+        """The plan, and the snapshot it was made from.
+
+        Nothing is leased free of charge because a watch has not told yet of a PriceBook: the API server itself is asked.
+        """
+        plan = self._plan(snapshot, now)
+        if any(isinstance(action, Admit) and action.price is None for action in plan.actions):
+            await self.views.store.refresh(self._client, resources.PRICE_BOOKS)
+            snapshot = self._snapshot(now)
+            plan = self._plan(snapshot, now)
+        return snapshot, plan
+
+    def _plan(self, snapshot: Snapshot, now: datetime) -> Plan:
+        with self._metrics.planning.time():
+            return planner.plan(snapshot, now)
 
     def _undone_for(self, outcome: Outcome) -> float | None:
         """Seconds until what was left undone is tried again; None where nothing was, or a lease or pool is to blame."""

@@ -125,6 +125,11 @@ class ObjectStore:
         waits = [self._remaining(kind) for kind in self._kinds.values()]
         return min((wait for wait in waits if wait is not None), default=None)
 
+    async def refresh(self, client: Lister, resource: Resource) -> None:
+        """List one kind now, whatever its watch has told. Raises an error of `kube.errors` where that fails."""
+        if (error := await self._resync(client, resource)) is not None:
+            raise error
+
     def _remaining(self, kind: _Kind) -> float | None:
         """Seconds until a suspect kind may be listed; None for one that is not suspect."""
         if not kind.suspect:

@@ -12,7 +12,11 @@ from gpu_tenancy.controller import cycle as module
 from gpu_tenancy.controller.cycle import BROKEN_CYCLES, Cycle
 from gpu_tenancy.controller.metrics import Metrics
 from gpu_tenancy.controller.settings import Settings
+from gpu_tenancy.core.actions import Admit, Plan
+from gpu_tenancy.core.snapshot import Snapshot
 from gpu_tenancy.kube.client import KubeClient
+from gpu_tenancy.kube.resources import Resource
+from tests.unit.controller.facts import NOW, Object, body, lease
 
 
 class Loop(Cycle):
@@ -68,3 +72,29 @@ def test_an_operator_that_may_not_list_its_own_kinds_is_not_ready(monkeypatch: p
     later = time.monotonic() + 200
     monkeypatch.setattr("gpu_tenancy.controller.cycle.time.monotonic", lambda: later)
     assert loop.unready().startswith("the API server has not let everything be listed for 20")
+
+
+class Shop(Cycle):
+    """A loop that would lease without a price for as long as it knows of no PriceBook."""
+
+    def __init__(self) -> None:
+        super().__init__(KubeClient.connect("/nowhere"), Settings(), Metrics())
+        self._client = self  # type: ignore[assignment]  # answers the one question that is asked
+
+    async def list(self, res: Resource) -> tuple[list[Object], str]:
+        """The API server has a book of which no watch has told."""
+        spec = {"currency": "RUB", "effectiveFrom": "2026-01-01T00:00:00Z", "rates": []}
+        return [body(res.kind, "list", None, spec=spec)], "7"
+
+    def _plan(self, snapshot: Snapshot, now: datetime) -> Plan:  # noqa: ARG002  (as in Cycle)
+        return Plan() if snapshot.books else Plan(actions=(Admit(lease(), 1, None),))
+
+
+def test_nothing_is_leased_unpriced_before_the_api_server_was_asked_for_price_books() -> None:
+    async def story() -> None:
+        shop = Shop()
+        snapshot, plan = await shop._decide(Snapshot(), NOW)
+        assert [book.name for book in snapshot.books] == ["list"]
+        assert plan == Plan()
+
+    asyncio.run(story())
