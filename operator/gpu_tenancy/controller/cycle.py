@@ -205,7 +205,7 @@ class Cycle:
     async def _decide(self, snapshot: Snapshot, now: datetime) -> tuple[Snapshot, Plan]:
         """The plan, and the snapshot it was made from.
 
-        Nothing is leased free of charge because a watch has not told yet of a PriceBook: the API server itself is asked.
+        Nothing is leased free of charge because a watch has not told yet of a PriceBook: the API server is asked first.
         """
         plan = self._plan(snapshot, now)
         if any(isinstance(action, Admit) and action.price is None for action in plan.actions):
