@@ -255,6 +255,8 @@ class Story:
 
         records = await self._see("4 closed UsageRecords", closed, self._ledger)
         self._bill = bill.lines(records, datetime.now(UTC))
+        if unpriced := [line.lease for line in self._bill if not line.rate]:
+            raise NotSeenError("every lease to have its price from the PriceBook", f"no price of {', '.join(unpriced)}")
         due = bill.by_lease(self._bill)
         expected = f"each lease's status.cost to be what its UsageRecords come to: {_money(due)}"
         await self._see(expected, lambda: self._costs(due) == due, lambda: _money(self._costs(due)))
