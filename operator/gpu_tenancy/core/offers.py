@@ -10,10 +10,9 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Final, NamedTuple
 
-from gpu_tenancy.mig.layout import Placement, filling, mask_of
-from gpu_tenancy.mig.profiles import FULL, of_model
+from gpu_tenancy.mig.layout import ALL_SLICES, Placement, device_mask, filling
+from gpu_tenancy.mig.profiles import of_model
 
-WHOLE_MASK: Final = 0xFF
 DRAINING_COST: Final = 10
 """Waiting for a lease that still drains may take its whole grace; ten miners are stopped sooner."""
 MINER_COST: Final = 1
@@ -47,7 +46,7 @@ def offer(state: GpuState, profile: str, most: int) -> Offer | None:
     """The best seats for one to `most` pods on a GPU of that state: least cost per pod, so that one wide miner yields
     before several narrow ones do; then as many pods as possible, at the highest starts."""
     starts = of_model(state.model)[profile].starts
-    free = [-start for start in reversed(starts) if not state.hard & mask(state.model, profile, start)]
+    free = [-start for start in reversed(starts) if not state.hard & device_mask(state.model, profile, start)]
     before = _disturbance(state, state.hard)
     offers = [
         (
@@ -61,21 +60,13 @@ def offer(state: GpuState, profile: str, most: int) -> Offer | None:
     if not offers:
         return None
     cost, _, minus_starts = min(offers)
-    return Offer(cost, WHOLE_MASK.bit_count() - state.hard.bit_count(), minus_starts)
-
-
-@lru_cache(maxsize=4096)
-def mask(model: str, profile: str, start: int) -> int:
-    """Memory slices of a device as bits: all for a whole GPU, and for a profile that the model does not have."""
-    if profile == FULL:
-        return WHOLE_MASK
-    return mask_of(model, Placement(profile, start)) if profile in of_model(model) else WHOLE_MASK
+    return Offer(cost, ALL_SLICES.bit_count() - state.hard.bit_count(), minus_starts)
 
 
 def _union(model: str, profile: str, minus_starts: Iterable[int]) -> int:
     union = 0
     for start in minus_starts:
-        union |= mask(model, profile, -start)
+        union |= device_mask(model, profile, -start)
     return union
 
 

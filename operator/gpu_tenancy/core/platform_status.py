@@ -5,8 +5,9 @@ As in `core.status`: (facts, what the plan found out, now) -> status, and nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from gpu_tenancy.api.base import format_time
 from gpu_tenancy.api.node import NodeCondition, NodeConditionType, NodeReason
@@ -16,6 +17,31 @@ from gpu_tenancy.core.actions import PoolOutlook
 from gpu_tenancy.core.pricing import Pricing
 from gpu_tenancy.core.snapshot import BookFacts, Failure, NodeFacts
 from gpu_tenancy.core.status import FALSE, TRUE, transition
+
+C = TypeVar("C", PoolCondition, BookCondition)
+
+
+def _conditions(
+    condition: type[C],
+    former: Iterable[C],
+    verdicts: Iterable[tuple[Any, bool, Any, str]],
+    generation: int,
+    now: datetime,
+) -> list[C]:
+    """`verdicts`: type, whether it holds, reason and message of each; the enums are those of the condition's kind."""
+    before = {one.type: one for one in former}
+    states = [(kind, TRUE if holds else FALSE, why, text) for kind, holds, why, text in verdicts]
+    return [
+        condition(
+            type=kind,
+            status=status,
+            reason=why,
+            message=text,
+            last_transition_time=transition(before.get(kind), status, now),
+            observed_generation=generation,
+        )
+        for kind, status, why, text in states
+    ]
 
 
 def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) -> MiningPoolStatus:
@@ -35,22 +61,11 @@ def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) ->
             trouble,
         ),
     )
-    former = {condition.type: condition for condition in pool.status.conditions}
     return MiningPoolStatus(
         observed_generation=pool.generation,
         assigned=outlook.assigned,
         mining=outlook.mining,
-        conditions=[
-            PoolCondition(
-                type=kind,
-                status=TRUE if holds else FALSE,
-                reason=why,
-                message=text,
-                last_transition_time=transition(former.get(kind), TRUE if holds else FALSE, now),
-                observed_generation=pool.generation,
-            )
-            for kind, holds, why, text in verdicts
-        ],
+        conditions=_conditions(PoolCondition, pool.status.conditions, verdicts, pool.generation, now),
     )
 
 
@@ -86,20 +101,9 @@ def book_status(book: BookFacts, pricing: Pricing, now: datetime) -> PriceBookSt
         (BookConditionType.IN_EFFECT, current, *in_effect),
         (BookConditionType.CONFLICT, conflict, *conflicting),
     )
-    former = {condition.type: condition for condition in book.status.conditions}
     return PriceBookStatus(
         observed_generation=book.generation,
-        conditions=[
-            BookCondition(
-                type=kind,
-                status=TRUE if holds else FALSE,
-                reason=why,
-                message=text,
-                last_transition_time=transition(former.get(kind), TRUE if holds else FALSE, now),
-                observed_generation=book.generation,
-            )
-            for kind, holds, why, text in verdicts
-        ],
+        conditions=_conditions(BookCondition, book.status.conditions, verdicts, book.generation, now),
     )
 
 

@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
 from typing import Final, NamedTuple, TypeVar
 
 from gpu_tenancy.api.base import HolderKind
@@ -18,7 +17,7 @@ from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
 from gpu_tenancy.core.devices import start_of
 from gpu_tenancy.core.snapshot import NodeFacts, Snapshot
-from gpu_tenancy.mig.profiles import MEMORY_SLICES, of_model
+from gpu_tenancy.mig.layout import ALL_SLICES, device_mask
 
 
 class SliceState(StrEnum):
@@ -103,7 +102,7 @@ def _masks_by_state(
     """The slices of one GPU in each state, as bits; each slice in one. Where a device being taken away overlaps its
     successor, a hand-over, they count for whoever is billed or published, else as hand-over."""
     devices: dict[str, Slot | ObservedSlot] = {**observed, **wanted}
-    masks = {device: _mask(gpu.model, slot.profile, slot.start) for device, slot in devices.items()}
+    masks = {device: device_mask(gpu.model, slot.profile, slot.start) for device, slot in devices.items()}
     paid = {bill.device: bill.mask for bill in billed}
     by_state = dict.fromkeys(_PRECEDENCE, 0)
     by_state[SliceState.CONTESTED] = _contested(masks, wanted, observed, billed)
@@ -145,20 +144,10 @@ def _more_than_once(masks: Iterable[int]) -> int:
     return twice
 
 
-ALL_SLICES: Final = (1 << MEMORY_SLICES) - 1
-
-
-@cache
-def _mask(model: str, profile: str, start: int) -> int:
-    """Memory slices that a device takes of its GPU, as bits: all of them where the profile is not one of the model."""
-    shape = of_model(model).get(profile)
-    return shape.mask(start) & ALL_SLICES if shape else ALL_SLICES
-
-
 def billed_mask(spec: UsageRecordSpec, device: BilledDevice) -> int:
     """Memory slices of a device on record, as bits: its place is in its name; all where that does not tell."""
     start = start_of(device.device)
-    return ALL_SLICES if start is None else _mask(spec.model, spec.profile, start)
+    return ALL_SLICES if start is None else device_mask(spec.model, spec.profile, start)
 
 
 _PRECEDENCE: Final = (

@@ -16,10 +16,10 @@ from typing import Final, NamedTuple
 from gpu_tenancy.api.base import HolderKind
 from gpu_tenancy.api.node import Gpu, GpuMode, ObservedSlot, Slot
 from gpu_tenancy.core.amounts import Amount
-from gpu_tenancy.core.offers import DRAINING_COST, MINER_COST, MOST_DEVICES, GpuState, Offer, mask, offer
+from gpu_tenancy.core.offers import DRAINING_COST, MINER_COST, MOST_DEVICES, GpuState, Offer, offer
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts
-from gpu_tenancy.mig.layout import Placement
+from gpu_tenancy.mig.layout import Placement, device_mask
 from gpu_tenancy.mig.profiles import FULL, of_model
 
 NO_MINERS: Final[frozenset[Placement]] = frozenset()
@@ -107,7 +107,7 @@ class World:
         node.slots.append(slot)
         node.free -= amount
         if book := node.gpus.get(slot.gpu):
-            book.hard |= mask(book.gpu.model, slot.profile, slot.start)
+            book.hard |= device_mask(book.gpu.model, slot.profile, slot.start)
 
     def settle(self) -> None:
         """Note miners and draining devices and fill the buckets; called once, after everything held is known."""
@@ -191,7 +191,7 @@ class World:
     def _take(self, want: Want, seat: Seat) -> None:
         self._unfile(seat.node, seat.gpus)
         for book in seat.gpus:
-            taken = mask(book.gpu.model, want.profile, seat.start)
+            taken = device_mask(book.gpu.model, want.profile, seat.start)
             book.hard |= taken
             book.draining &= ~taken
         seat.node.free -= want.needs.amount
@@ -209,7 +209,7 @@ class World:
 
     def _drain(self, node: NodeBook, observed: ObservedSlot) -> None:
         if book := node.gpus.get(observed.gpu):
-            book.draining |= mask(book.gpu.model, observed.profile, observed.start) & ~book.hard
+            book.draining |= device_mask(book.gpu.model, observed.profile, observed.start) & ~book.hard
 
     def _file(self, node: NodeBook, books: Iterable[GpuBook]) -> None:
         """Enter GPUs of a node into the buckets of their present state."""

@@ -80,7 +80,7 @@ def promises(snapshot: Snapshot, slots: Slots, outlooks: Iterable[Outlook]) -> I
     for node in snapshot.nodes:
         wanted = slots[node.name]
         if wanted != node.slots and wanted != tuple(sorted(node.slots, key=by_device)):
-            yield SetSlots(node.name, node.generation, slots[node.name], frozenset(promised[node.name]))
+            yield SetSlots(node.name, node.generation, wanted, frozenset(promised[node.name]))
 
 
 def by_device(slot: Slot) -> str:

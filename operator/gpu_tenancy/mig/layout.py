@@ -7,9 +7,12 @@ when their memory slices do not overlap; the limit of 7 compute slices then hold
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from gpu_tenancy.mig.profiles import Profile, of_model
+from gpu_tenancy.mig.profiles import MEMORY_SLICES, Profile, of_model
+
+ALL_SLICES: Final = (1 << MEMORY_SLICES) - 1
+"""Every memory slice of a GPU, as bits."""
 
 
 class Placement(NamedTuple):
@@ -30,6 +33,13 @@ def placements(model: str) -> tuple[Placement, ...]:
 def mask_of(model: str, placement: Placement) -> int:
     """Memory slices of a placement as bits. Raises KeyError for a profile the model does not have."""
     return of_model(model)[placement.profile].mask(placement.start)
+
+
+@cache
+def device_mask(model: str, profile: str, start: int) -> int:
+    """Memory slices of a device as bits: all for a whole GPU, and for a profile that the model does not have."""
+    shape = of_model(model).get(profile)
+    return shape.mask(start) & ALL_SLICES if shape else ALL_SLICES
 
 
 @cache
