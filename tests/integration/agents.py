@@ -88,6 +88,7 @@ class Bench:
         self.state = control_plane.directory / "agents"
         self.gpus = FakeGpus(self.node, mig=mig, state=self.state / self.node / "hardware.json")
         self.history: list[Seen] = []
+        self._watched_to: dict[str, int] = {}
 
     @property
     def settings(self) -> AgentSettings:
@@ -215,11 +216,11 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Record every state of GpuNode and ResourceSlice in `history`."""
-        tasks = [
-            asyncio.ensure_future(self._record(GPU_NODES.path(), self.node)),
-            asyncio.ensure_future(self._record(RESOURCE_SLICES.path(), self.slice_name)),
-        ]
+        """Record in `history` every state of GpuNode and ResourceSlice that is written from here on."""
+        watched = {"GpuNode": (GPU_NODES.path(), self.node), "ResourceSlice": (RESOURCE_SLICES.path(), self.slice_name)}
+        for kind, (path, _) in watched.items():
+            self._watched_to[kind] = int((await self.api.get(path))["metadata"]["resourceVersion"])
+        tasks = [asyncio.ensure_future(self._record(kind, path, name)) for kind, (path, name) in watched.items()]
         try:
             yield
         finally:
@@ -227,20 +228,27 @@ class Bench:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _record(self, path: str, name: str) -> None:
+    async def _record(self, kind: str, path: str, name: str) -> None:
         selector = {"fieldSelector": f"metadata.name={name}"}
-        listed = await self.api.get(path, **selector)
-        async for event in self.api.watch(path, listed["metadata"]["resourceVersion"], dict[str, Any], **selector):
+        async for event in self.api.watch(path, str(self._watched_to[kind]), dict[str, Any], **selector):
             body = event["object"]
-            self.history.append(Seen(int(body["metadata"]["resourceVersion"]), body["kind"], body))
+            seen = Seen(int(body["metadata"]["resourceVersion"]), kind, body)
+            if event["type"] != "BOOKMARK":
+                self.history.append(seen)
+            self._watched_to[kind] = seen.version
 
     async def told(self, seen: Seen) -> list[Seen]:
-        """The history up to that state, in the order in which it was written."""
+        """The history up to that state at least, in the order in which it was written.
+
+        The two watches are two streams: one may lag behind the other, so both are waited for.
+        """
+        now = {"GpuNode": (await self.gpu_node()).version, "ResourceSlice": (await self.slice()).version}
+        now[seen.kind] = max(now[seen.kind], seen.version)
 
         async def look() -> bool:
-            return any(one.version >= seen.version and one.kind == seen.kind for one in self.history)
+            return all(self._watched_to[kind] >= version for kind, version in now.items())
 
-        await eventually(f"the watch to show {seen.kind} {seen.version}", look)
+        await eventually(f"the watches to show {now}", look)
         return sorted(self.history, key=lambda one: one.version)
 
     # -------------------------------------------------------------------------------------------------- kubelet
