@@ -61,7 +61,7 @@ class ControlPlane:
         """Nothing is started here.
 
         components: what to run; API_ONLY for etcd and apiserver alone, ``ALL - {Component.KWOK}`` without nodes.
-        client_rates: "raised" lets controller-manager and scheduler send 2000 requests/s; "default" leaves 20 and 50.
+        client_rates: "raised" lets every controller send 100 requests/s and the scheduler 2000; "default": 20 and 50.
         hold_until_prepared: a simulated pod with claims stays Pending until StandInKubelet has prepared them.
         extra_args: further flags per component, after ours (the last one wins in Kubernetes' programs).
         patience_seconds: how long the start may take before it is given up.

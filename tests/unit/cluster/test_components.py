@@ -40,7 +40,7 @@ def test_client_rates_are_raised_unless_the_default_ones_are_asked_for(
 ) -> None:
     chosen = layout(tmp_path, rates=rates)
     write_files(chosen, Authority.create())
-    assert ("--kube-api-qps=2000" in argv(Component.CONTROLLER_MANAGER, PROGRAM, chosen)) is raised
+    assert ("--kube-api-qps=100" in argv(Component.CONTROLLER_MANAGER, PROGRAM, chosen)) is raised
     assert ("qps" in scheduler_connection(tmp_path)) is raised
 
 
