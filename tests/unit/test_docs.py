@@ -251,7 +251,16 @@ def test_make_has_every_target_that_is_named(page: Path) -> None:
 @pytest.mark.parametrize("page", WRITTEN, ids=relative)
 def test_kubectl_is_given_resources_that_exist(page: Path) -> None:
     ours = {name for kind in KINDS for name in (kind.plural, kind.name.lower(), kind.short_name)} | {names.CATEGORY}
-    others = {"node", "namespace", "events", "pod", "pods", "resourceclaims", "resourceslices", "leases.coordination.k8s.io"}
+    others = {
+        "node",
+        "namespace",
+        "events",
+        "pod",
+        "pods",
+        "resourceclaims",
+        "resourceslices",
+        "leases.coordination.k8s.io",
+    }
     verbs = "get|describe|delete|patch|explain|annotate|create"
     named = re.findall(rf"kubectl (?:{verbs}) ([a-z][a-z0-9.-]+)", page.read_text())
     assert {name.removesuffix(".spec").removesuffix(".spec.template") for name in named} <= ours | others
