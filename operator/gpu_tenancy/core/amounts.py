@@ -21,14 +21,17 @@ class Amount(NamedTuple):
     """Pod slots."""
 
     def __add__(self, other: Amount) -> Amount:  # type: ignore[override]  # amounts add up, they are not appended
-        return Amount(self.cpu_milli + other.cpu_milli, self.memory + other.memory, self.pods + other.pods)
+        (cpu, memory, pods), (more_cpu, more_memory, more_pods) = self, other
+        return Amount(cpu + more_cpu, memory + more_memory, pods + more_pods)
 
     def __sub__(self, other: Amount) -> Amount:
-        return Amount(self.cpu_milli - other.cpu_milli, self.memory - other.memory, self.pods - other.pods)
+        (cpu, memory, pods), (less_cpu, less_memory, less_pods) = self, other
+        return Amount(cpu - less_cpu, memory - less_memory, pods - less_pods)
 
     def at_most(self, other: Amount) -> bool:
         """Whether it fits into `other` in every dimension."""
-        return self.cpu_milli <= other.cpu_milli and self.memory <= other.memory and self.pods <= other.pods
+        (cpu, memory, pods), (most_cpu, most_memory, most_pods) = self, other
+        return cpu <= most_cpu and memory <= most_memory and pods <= most_pods
 
     def times(self, each: Amount) -> int:
         """How many times `each` fits into this; 1 where it is nothing at all."""

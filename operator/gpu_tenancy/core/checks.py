@@ -33,6 +33,7 @@ class Context:
     full: dict[Want, str] = field(default_factory=dict)
     """What found no room, and why."""
     _wants: dict[str, list[Want]] = field(default_factory=dict)
+    _unlocked: dict[tuple[str, int, int, str | None, PodNeeds], list[Want]] = field(default_factory=dict)
     _common: dict[tuple[str, int, int, str, PodNeeds], Want] = field(default_factory=dict)
     _impossible: dict[Want, Refusal | None] = field(default_factory=dict)
 
@@ -40,7 +41,18 @@ class Context:
         """What the lease asks for, once for each model on which it may be placed."""
         wants = self._wants.get(lease.uid)
         if wants is None:
-            wants = self._wants[lease.uid] = [self.want(lease, model) for model in _models(lease, self)]
+            wants = self._wants[lease.uid] = self._find_wants(lease)
+        return wants
+
+    def _find_wants(self, lease: LeaseFacts) -> list[Want]:
+        """Leases whose price is not locked yet and that ask for the same want the same."""
+        if lease.status.admitted_at is not None or lease.records:
+            return [self.want(lease, model) for model in _models(lease, self)]
+        gpus = lease.spec.gpus
+        key = (gpus.profile, gpus.count, lease.spec.pods, gpus.model, needs_of(lease))
+        wants = self._unlocked.get(key)
+        if wants is None:
+            wants = self._unlocked[key] = [self.want(lease, model) for model in _models(lease, self)]
         return wants
 
     def want(self, lease: LeaseFacts, model: str) -> Want:
@@ -119,8 +131,7 @@ def template_accepted(lease: LeaseFacts, _: Context) -> Refusal | None:
 def known_model(lease: LeaseFacts, context: Context) -> Refusal | None:
     """Some node has a GPU of the model that the lease names."""
     model, present = lease.spec.gpus.model, context.world.all_models
-    unknown = any(node.facts.unreadable and not node.gpus for node in context.world.nodes.values())
-    if model is None or model in present or not present or unknown:
+    if model is None or model in present or not present or context.world.unseen:
         return None
     message = f'No node has a GPU of gpus.model "{model}"; there are {", ".join(present)}.'
     return Refusal(Reason.IMPOSSIBLE, f"{message} {room.REMEDY}", final=True)

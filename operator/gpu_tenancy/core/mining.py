@@ -57,11 +57,13 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
     here = [miner for miner in miners if _may_run_on(node, miner.pool)]
     if not here:
         return []
+    beside_leases = [miner for miner in here if miner.pool.spec.devices is Devices.ANY]
     free, planned = node.free, not node.objection
     slots: list[Slot] = []
-    vacant: list[tuple[GpuBook, Placement]] = []
+    vacant: list[tuple[GpuBook, Placement, Sequence[Miner]]] = []
     for book in node.gpus.values():
-        usable = _usable(here, book)
+        # `Whole` means a whole GPU, or one in MIG mode of which nothing is rented.
+        usable = beside_leases if book.hard else here
         for placement in _places(book):
             slot = _slot_at(book, placement)
             keeper = _keeper(slot, usable, challenged=planned) if slot else None
@@ -69,9 +71,9 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
                 free -= keeper.amount
                 slots.append(slot)
             else:
-                vacant.append((book, placement))
+                vacant.append((book, placement, usable))
     if vacant and planned:
-        slots.extend(_fill(vacant, here, free, now))
+        slots.extend(_fill(vacant, free, now))
     return slots
 
 
@@ -79,18 +81,19 @@ def _keeper(slot: Slot, usable: Sequence[Miner], *, challenged: bool) -> Miner |
     """Whose slot it is, if it may stay: on a node that is planned on, no pool of a higher priority may want it."""
     uid = slot.holder.uid
     for miner in usable:
-        if miner.pool.uid == uid:
-            outranked = miner.pool.spec.priority < usable[0].pool.spec.priority
-            return None if challenged and outranked else miner
+        if miner.holder.uid == uid:
+            outranked = challenged and miner.pool.spec.priority < usable[0].pool.spec.priority
+            return None if outranked else miner
     return None
 
 
 def _fill(
-    places: Iterable[tuple[GpuBook, Placement]], miners: Sequence[Miner], free: Amount, now: datetime
+    places: Iterable[tuple[GpuBook, Placement, Sequence[Miner]]], free: Amount, now: datetime
 ) -> Iterator[Slot]:
-    """The best pool that fits takes each place; where that is the one that has it already, nothing changes."""
-    for book, placement in places:
-        for miner in _usable(miners, book):
+    """The best of the pools that may use it and fit takes each place; where that is the one that has it already,
+    nothing changes."""
+    for book, placement, usable in places:
+        for miner in usable:
             if miner.amount.at_most(free):
                 free -= miner.amount
                 slot = _slot_at(book, placement)
@@ -114,11 +117,6 @@ def _slot_at(book: GpuBook, placement: Placement) -> Slot | None:
         if slot.start == placement.start and slot.profile == placement.profile:
             return slot
     return None
-
-
-def _usable(miners: Sequence[Miner], book: GpuBook) -> Sequence[Miner]:
-    """Pools that may use the GPU: `Whole` means a whole one, or one in MIG mode of which nothing is rented."""
-    return [miner for miner in miners if miner.pool.spec.devices is Devices.ANY] if book.hard else miners
 
 
 def _may_run_on(node: NodeBook, pool: PoolFacts) -> bool:

@@ -25,7 +25,7 @@ def impossible(want: Want, world: World) -> Refusal | None:
             fitting += min(seats, node.facts.allocatable.times(want.needs.amount))
         if fitting >= want.pods:
             return None
-    if any(node.facts.unreadable and not node.gpus for node in world.nodes.values()):
+    if world.unseen:
         return Refusal(Reason.QUEUED, f"no node that can be read could hold it{_left_out(world)}.")
     return _why_impossible(want, list(world.nodes.values()), fitting)
 

@@ -97,6 +97,8 @@ class World:
         self.nodes = {facts.name: NodeBook(facts, now) for facts in sorted(nodes, key=lambda facts: facts.name)}
         self.all_models = sorted({book.gpu.model for node in self.nodes.values() for book in node.gpus.values()})
         """Models of the GPUs that are there, sorted."""
+        self.unseen = any(node.facts.unreadable and not node.gpus for node in self.nodes.values())
+        """Some node cannot be read at all: it may have GPUs of any model."""
         self._slices: dict[GpuState, _SliceBucket] = {}
         self._rankings: dict[tuple[str, str, int], _Ranking] = {}
         self._wholes: dict[str, dict[_NodeState, _WholeBucket]] = {model: {} for model in self.all_models}
