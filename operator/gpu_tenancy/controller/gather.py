@@ -102,6 +102,7 @@ class Gather:
         self._views = views
         self._longest_grace = drain_grace_seconds
         self._memo = Memo()
+        self._nodes_before: dict[str, NodeFacts] = {}
         self.unread: list[Unread] = []
         """What the last snapshot could not read."""
 
@@ -283,7 +284,7 @@ class Gather:
             found.spec.node_name: frozenset(device.name for device in found.spec.devices)
             for found in self._views.slices.items.values()
         }
-        facts = []
+        facts: list[NodeFacts] = []
         for body in self._views.store.all(resources.GPU_NODES):
             node = self._views.nodes.items.get(body["metadata"]["name"])
             if node is None:
@@ -292,7 +293,10 @@ class Gather:
             spec, why = self._parse(GpuNodeSpec, body, "spec")
             slots = tuple(spec.slots) if spec else ()
             foreign = self._views.loads.foreign(name, keys, _planned(slots, leases))
-            facts.append(self._node(body, node, slots, why, published.get(name, frozenset()), foreign))
+            found = self._node(body, node, slots, why, published.get(name, frozenset()), foreign)
+            before = self._nodes_before.get(name)
+            facts.append(before if before == found else found)  # what follows from them need not be found out again
+        self._nodes_before = {one.name: one for one in facts}
         return tuple(facts)
 
     def _node(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final
 
@@ -18,22 +19,30 @@ from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.pool import Devices, MiningPoolSpec
 from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
 from gpu_tenancy.core.devices import device_name
-from gpu_tenancy.core.snapshot import PoolFacts
+from gpu_tenancy.core.snapshot import NodeFacts, PoolFacts
 from gpu_tenancy.core.world import GpuBook, NodeBook
 from gpu_tenancy.mig.layout import Placement, filling
 from gpu_tenancy.mig.profiles import FULL
 
 WHOLE: Final = Placement(FULL, 0)
 """The one device of a GPU that is not in MIG mode."""
+_NEVER: Final = datetime(1, 1, 1, tzinfo=UTC)
+"""No slot that is there was decided then: one that has to be made is told from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Miner:
-    """A pool and what each of its miners takes of a node."""
+    """What decides about where a pool mines, and what each of its miners takes of a node."""
 
-    pool: PoolFacts
-    amount: Amount
     holder: Holder
+    priority: int
+    devices: Devices
+    selector: tuple[tuple[str, str], ...]
+    """Labels of the nodes that it may run on."""
+    amount: Amount
+
+    def __hash__(self) -> int:
+        return hash(self.holder.uid)
 
 
 def revision(spec: MiningPoolSpec) -> str:
@@ -42,11 +51,41 @@ def revision(spec: MiningPoolSpec) -> str:
     return sha256(parts.encode()).hexdigest()[:10]
 
 
-def ranked(pools: Iterable[PoolFacts]) -> list[Miner]:
+def ranked(pools: Iterable[PoolFacts]) -> tuple[Miner, ...]:
     """Pools that may mine at all, best first: highest priority, then oldest."""
     active = [pool for pool in pools if pool.active]
     active.sort(key=lambda pool: (-pool.spec.priority, pool.created, pool.key))
-    return [Miner(pool, _amount(pool), _holder(pool)) for pool in active]
+    return tuple(map(_miner, active))
+
+
+def _miner(pool: PoolFacts) -> Miner:
+    spec = pool.spec
+    holder = Holder(kind=HolderKind.MINING_POOL, namespace=pool.key.namespace, name=pool.key.name, uid=pool.uid)
+    amount = Amount(cpu_milli(spec.resources.cpu), memory_bytes(spec.resources.memory), 1)
+    return Miner(holder, spec.priority, spec.devices, tuple(sorted(spec.node_selector.items())), amount)
+
+
+def wanted_slots(node: NodeBook, miners: tuple[Miner, ...], now: datetime) -> tuple[Slot, ...]:
+    """The devices that should exist on a node after leases have been placed in the working copy, ordered by name: what
+    leases hold, and what pools get of the rest. On a node that cannot be read they are what they were."""
+    facts = node.facts
+    if facts.unreadable:
+        return facts.slots
+    if not (node.slots or facts.leased or node.objection) and _stays(facts, miners):
+        return facts.slots
+    return tuple(sorted((*node.slots, *miner_slots(node, miners, now)), key=by_device))
+
+
+@lru_cache(maxsize=8192)
+def _stays(facts: NodeFacts, miners: tuple[Miner, ...]) -> bool:
+    """Whether the pools leave a node of which no lease has anything as it is."""
+    slots = miner_slots(NodeBook(facts, ""), miners, _NEVER)
+    return tuple(sorted(slots, key=by_device)) == facts.slots
+
+
+def by_device(slot: Slot) -> str:
+    """The order of the slots of a node."""
+    return slot.device
 
 
 def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[Slot]:
@@ -54,10 +93,10 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
 
     Where nothing may be planned on the node (cordoned, silent) miners that still fit stay and none is started.
     """
-    here = [miner for miner in miners if _may_run_on(node, miner.pool)]
+    here = [miner for miner in miners if _may_run_on(node, miner)]
     if not here:
         return []
-    beside_leases = [miner for miner in here if miner.pool.spec.devices is Devices.ANY]
+    beside_leases = [miner for miner in here if miner.devices is Devices.ANY]
     free, planned = node.free, not node.objection
     slots: list[Slot] = []
     vacant: list[tuple[GpuBook, Placement, Sequence[Miner]]] = []
@@ -82,14 +121,12 @@ def _keeper(slot: Slot, usable: Sequence[Miner], *, challenged: bool) -> Miner |
     uid = slot.holder.uid
     for miner in usable:
         if miner.holder.uid == uid:
-            outranked = challenged and miner.pool.spec.priority < usable[0].pool.spec.priority
+            outranked = challenged and miner.priority < usable[0].priority
             return None if outranked else miner
     return None
 
 
-def _fill(
-    places: Iterable[tuple[GpuBook, Placement, Sequence[Miner]]], free: Amount, now: datetime
-) -> Iterator[Slot]:
+def _fill(places: Iterable[tuple[GpuBook, Placement, Sequence[Miner]]], free: Amount, now: datetime) -> Iterator[Slot]:
     """The best of the pools that may use it and fit takes each place; where that is the one that has it already,
     nothing changes."""
     for book, placement, usable in places:
@@ -97,7 +134,7 @@ def _fill(
             if miner.amount.at_most(free):
                 free -= miner.amount
                 slot = _slot_at(book, placement)
-                stays = slot is not None and slot.holder.uid == miner.pool.uid
+                stays = slot is not None and slot.holder.uid == miner.holder.uid
                 yield slot if slot is not None and stays else _slot(miner, book, placement, now)
                 break
 
@@ -119,22 +156,14 @@ def _slot_at(book: GpuBook, placement: Placement) -> Slot | None:
     return None
 
 
-def _may_run_on(node: NodeBook, pool: PoolFacts) -> bool:
+def _may_run_on(node: NodeBook, miner: Miner) -> bool:
     labels = node.facts.labels
-    return all(labels.get(key) == value for key, value in pool.spec.node_selector.items())
-
-
-def _amount(pool: PoolFacts) -> Amount:
-    return Amount(cpu_milli(pool.spec.resources.cpu), memory_bytes(pool.spec.resources.memory), 1)
-
-
-def _holder(pool: PoolFacts) -> Holder:
-    return Holder(kind=HolderKind.MINING_POOL, namespace=pool.key.namespace, name=pool.key.name, uid=pool.uid)
+    return all(labels.get(key) == value for key, value in miner.selector)
 
 
 def _slot(miner: Miner, book: GpuBook, placement: Placement, now: datetime) -> Slot:
     return Slot(
-        device=device_name(book.gpu.index, placement.profile, placement.start, miner.pool.uid, 1),
+        device=device_name(book.gpu.index, placement.profile, placement.start, miner.holder.uid, 1),
         gpu=book.gpu.uuid,
         profile=placement.profile,
         start=placement.start,

@@ -1,7 +1,7 @@
 """plan(snapshot, now) -> Plan: the one decision, for the whole cluster, once per cycle.
 
 Reads top-down: what every lease holds and is owed (`take_stock`), what becomes of those that stay or go (`outlook`),
-who is placed where (`_place_queue`), what miners get (`_slots`), and which writes lead there. Pure, total and
+who is placed where (`_place_queue`), what miners get (`wanted_slots`), and which writes lead there. Pure, total and
 deterministic; "no room" is a Refusal, never an exception. Applying a plan and planning again yields no new actions.
 """
 
@@ -18,7 +18,7 @@ from gpu_tenancy.core.actions import Action, Outlook, Plan, Refusal, Unbind
 from gpu_tenancy.core.amounts import NOTHING
 from gpu_tenancy.core.checks import Context
 from gpu_tenancy.core.devices import device_name
-from gpu_tenancy.core.mining import Miner, miner_slots, ranked
+from gpu_tenancy.core.mining import ranked, wanted_slots
 from gpu_tenancy.core.outlooks import outlook
 from gpu_tenancy.core.pricing import Pricing, pricing
 from gpu_tenancy.core.snapshot import LeaseFacts, Snapshot
@@ -40,8 +40,9 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     stocks = [stock for stock in stocks if not stock.lease.unreadable]
     outlooks = [outlook(stock, now) for stock in stocks if not stock.wants]
     outlooks += _place_queue([stock for stock in stocks if stock.wants], context, snapshot, now)
-    slots = _slots(context.world, ranked(snapshot.pools), now)
-    mining = writes.mining(slots)
+    miners = ranked(snapshot.pools)
+    slots = {name: wanted_slots(node, miners, now) for name, node in context.world.nodes.items()}
+    mining = writes.mining(snapshot, slots)
     return Plan(
         actions=tuple(_actions(snapshot, stocks, outlooks, slots, mining, now)),
         leases=tuple(sorted(outlooks, key=lambda one: one.lease.key)),
@@ -81,17 +82,6 @@ def _hold(world: World, stock: Stock) -> None:
         first_of_pod = per_node[node.name] % stock.lease.spec.gpus.count == 0
         per_node[node.name] += 1
         world.hold(world.nodes[node.name], slot, per_pod if first_of_pod else NOTHING)
-
-
-def _slots(world: World, miners: Sequence[Miner], now: datetime) -> writes.Slots:
-    """The wanted devices of every node: what leases hold, and what miners get of the rest. On a node that cannot be
-    read they are what they were."""
-    return {
-        name: node.facts.slots
-        if node.facts.unreadable
-        else tuple(sorted((*node.slots, *miner_slots(node, miners, now)), key=writes.by_device))
-        for name, node in world.nodes.items()
-    }
 
 
 # --- the queue ----------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import NamedTuple
 
-from gpu_tenancy.api.base import format_time
+from gpu_tenancy.api.base import HolderKind, format_time
 from gpu_tenancy.api.lease import GpuLeaseSpec, GpuLeaseStatus
 from gpu_tenancy.api.node import Gpu, NodeCondition, ObservedSlot, Slot
 from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
@@ -31,9 +32,12 @@ class Key(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NodeFacts:
-    """A GPU node: its Kubernetes Node, its GpuNode and its ResourceSlice."""
+    """A GPU node: its Kubernetes Node, its GpuNode and its ResourceSlice.
+
+    Of a large fleet few nodes change from one plan to the next: what follows from these facts alone is found out once
+    (the cached properties, and functions that remember their answer by the facts)."""
 
     name: str
     generation: int
@@ -62,6 +66,24 @@ class NodeFacts:
     then: nothing on the node is planned, written, started or stopped."""
     mentions: frozenset[str] = frozenset()
     """Every word in a GpuNode that cannot be read: a lease whose UID is among them may hold a device there."""
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @cached_property
+    def leased(self) -> tuple[Slot, ...]:
+        """Wanted devices of leases."""
+        return tuple(slot for slot in self.slots if slot.holder.kind is HolderKind.GPU_LEASE)
+
+    @cached_property
+    def leased_reports(self) -> tuple[ObservedSlot, ...]:
+        """What the agent reports about devices of leases."""
+        return tuple(report for report in self.observed if report.holder.kind is HolderKind.GPU_LEASE)
+
+    @cached_property
+    def mined(self) -> Mapping[tuple[str, str], Slot]:
+        """Wanted devices of pools, by names of node and device."""
+        return {(self.name, slot.device): slot for slot in self.slots if slot.holder.kind is HolderKind.MINING_POOL}
 
     def objection(self, now: datetime) -> str:
         """Why nothing new is planned on the node, as a sentence; empty where it can be planned on."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from gpu_tenancy.api.base import HolderKind, format_time
+from gpu_tenancy.api.base import format_time
 from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
 from gpu_tenancy.core.actions import Refusal
@@ -71,12 +71,10 @@ def take_stock(snapshot: Snapshot, now: datetime) -> list[Stock]:
     held: dict[str, Held] = defaultdict(list)
     seen: dict[str, Seen] = defaultdict(dict)
     for node in snapshot.nodes:
-        for slot in node.slots:
-            if slot.holder.kind is HolderKind.GPU_LEASE:
-                held[slot.holder.uid].append((node, slot))
-        for report in node.observed:
-            if report.holder.kind is HolderKind.GPU_LEASE:
-                seen[report.holder.uid][node.name, report.device] = (node, report)
+        for slot in node.leased:
+            held[slot.holder.uid].append((node, slot))
+        for report in node.leased_reports:
+            seen[report.holder.uid][node.name, report.device] = (node, report)
     nothing: Held = []
     unreadable = [node for node in snapshot.nodes if node.unreadable]
     return [

@@ -1,7 +1,9 @@
 """World: the planner's mutable working copy of the cluster. Lives for one call of `plan` only.
 
 Holds what leases take of each GPU (hard), which miners are there (soft: they yield) and what is still draining, and
-keeps GPUs in buckets by that state, so that a decision looks at the few distinct states and not at every GPU.
+keeps GPUs in buckets by that state, so that a decision looks at the few distinct states and not at every GPU. A node on
+which no lease has anything, which is most of a large fleet, is filed as a whole; its GPUs are looked at once one of
+them is taken.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from gpu_tenancy.api.base import HolderKind
 from gpu_tenancy.api.node import Gpu, GpuMode, ObservedSlot, Slot
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.offers import DRAINING_COST, MINER_COST, MOST_DEVICES, GpuState, Offer, offer
@@ -56,11 +57,10 @@ class Seat(NamedTuple):
 class GpuBook:
     """State of one GPU in the working copy."""
 
-    __slots__ = ("bucket", "draining", "gpu", "hard", "mig", "mined", "node")
+    __slots__ = ("draining", "gpu", "hard", "mig", "mined")
 
-    def __init__(self, gpu: Gpu, node: NodeBook) -> None:
+    def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
-        self.node = node
         self.mig = gpu.mode is GpuMode.MIG
         """In MIG mode."""
         self.hard = 0
@@ -69,35 +69,45 @@ class GpuBook:
         """Memory slices from which a former lease has not gone yet, as bits."""
         self.mined: tuple[Slot, ...] = ()
         """What pools hold."""
-        self.bucket: _SliceBucket | None = None
-        """Where the GPU is filed; None: not in MIG mode, or nothing may be planned on it."""
 
 
 class NodeBook:
     """State of one node in the working copy."""
 
-    __slots__ = ("buckets", "facts", "free", "gpus", "objection", "slots")
+    __slots__ = ("_gpus", "buckets", "facts", "free", "objection", "slots")
 
-    def __init__(self, facts: NodeFacts, now: datetime) -> None:
+    def __init__(self, facts: NodeFacts, objection: str) -> None:
+        """`objection`: why nothing may be planned on it; empty where it may."""
         self.facts = facts
-        self.objection = facts.objection(now)
+        self.objection = objection
         self.free: Amount = facts.allocatable - facts.foreign
         """What leases leave; miners are not counted: they yield."""
-        self.gpus = {gpu.uuid: GpuBook(gpu, self) for gpu in facts.gpus}
+        self._gpus: dict[str, GpuBook] | None = None
         self.slots: list[Slot] = []
         """Devices that leases hold in the plan."""
         self.buckets: dict[str, _WholeBucket] = {}
         """Where the node is filed for its whole GPUs, by model."""
+
+    @property
+    def gpus(self) -> dict[str, GpuBook]:
+        """Its GPUs by UUID."""
+        if self._gpus is None:
+            self._gpus = {gpu.uuid: GpuBook(gpu) for gpu in self.facts.gpus}
+            for slot in self.facts.mined.values():
+                if book := self._gpus.get(slot.gpu):
+                    book.mined += (slot,)
+        return self._gpus
 
 
 class World:
     """The cluster as the plan changes it."""
 
     def __init__(self, nodes: Iterable[NodeFacts], now: datetime) -> None:
-        self.nodes = {facts.name: NodeBook(facts, now) for facts in sorted(nodes, key=lambda facts: facts.name)}
-        self.all_models = sorted({book.gpu.model for node in self.nodes.values() for book in node.gpus.values()})
+        ordered = sorted(nodes, key=lambda facts: facts.name)
+        self.nodes = {facts.name: NodeBook(facts, facts.objection(now)) for facts in ordered}
+        self.all_models = sorted({model for facts in ordered for model in _unleased(facts).models})
         """Models of the GPUs that are there, sorted."""
-        self.unseen = any(node.facts.unreadable and not node.gpus for node in self.nodes.values())
+        self.unseen = any(facts.unreadable and not facts.gpus for facts in ordered)
         """Some node cannot be read at all: it may have GPUs of any model."""
         self._slices: dict[GpuState, _SliceBucket] = {}
         self._rankings: dict[tuple[str, str, int], _Ranking] = {}
@@ -112,16 +122,16 @@ class World:
             book.hard |= device_mask(book.gpu.model, slot.profile, slot.start)
 
     def settle(self) -> None:
-        """Note miners and draining devices and fill the buckets; called once, after everything held is known."""
+        """Note draining devices and fill the buckets; called once, after everything held is known."""
         for node in self.nodes.values():
+            if not node.slots and not node.facts.leased_reports:
+                if not node.objection:
+                    self._file_unleased(node)
+                continue
             kept = {slot.device for slot in node.slots}
-            for observed in node.facts.observed:
-                if observed.device not in kept and observed.holder.kind is HolderKind.GPU_LEASE:
+            for observed in node.facts.leased_reports:
+                if observed.device not in kept:
                     self._drain(node, observed)
-            for slot in node.facts.slots:
-                book = node.gpus.get(slot.gpu)
-                if book and slot.holder.kind is HolderKind.MINING_POOL:
-                    book.mined += (slot,)
             if not node.objection:
                 self._file(node, node.gpus.values())
 
@@ -167,20 +177,20 @@ class World:
         What a bucket's GPUs offer is first taken as if their nodes had room for all pods; one whose roomiest node has
         less offers for as many as that, and has to be better than what the others offer.
         """
-        least: tuple[Offer, int, GpuBook] | None = None
+        least: tuple[Offer, int, _SliceBucket, NodeBook] | None = None
         for best, number, bucket in self._ranking(want.model, want.profile, min(remaining, MOST_DEVICES)):
             if least is not None and least[:2] < (best, number):
                 break
             pods = len(best.minus_starts)
-            room, book = _roomiest(bucket, want, pods)
-            if book is None:
+            room, node = _roomiest(bucket, want, pods)
+            if node is None:
                 continue
             if room >= pods:
-                return _seats(best, book)
+                return _seats(best, bucket, node)
             fewer = offer(bucket.state, want.profile, room)
             if fewer is not None and (least is None or (fewer, number) < least[:2]):
-                least = (fewer, number, book)
-        return _seats(least[0], least[2]) if least is not None else []
+                least = (fewer, number, bucket, node)
+        return _seats(least[0], *least[2:]) if least is not None else []
 
     def _ranking(self, model: str, profile: str, most: int) -> _Ranking:
         ranking = self._rankings.get((model, profile, most))
@@ -220,11 +230,21 @@ class World:
             if not book.mig:
                 models.add(book.gpu.model)
             elif book.gpu.healthy:
-                book.bucket = self._bucket(_gpu_state(book))
-                book.bucket.books[book] = None
+                self._bucket(_gpu_state(book)).nodes.setdefault(node, {})[book.gpu.uuid] = None
         for model in models:
-            node.buckets[model] = self._wholes[model].setdefault(_node_state(node, model), {})
-            node.buckets[model][node] = None
+            self._file_wholes(node, _node_state(node, model))
+
+    def _file_unleased(self, node: NodeBook) -> None:
+        """Enter a node of which no lease has anything, without a look at its GPUs."""
+        unleased = _unleased(node.facts)
+        for state, uuids in unleased.slices:
+            self._bucket(state).nodes[node] = dict.fromkeys(uuids)
+        for state_of_wholes in unleased.wholes:
+            self._file_wholes(node, state_of_wholes)
+
+    def _file_wholes(self, node: NodeBook, state: _NodeState) -> None:
+        bucket = node.buckets[state.model] = self._wholes[state.model].setdefault(state, {})
+        bucket[node] = None
 
     def _bucket(self, state: GpuState) -> _SliceBucket:
         bucket = self._slices.get(state)
@@ -237,10 +257,14 @@ class World:
     def _unfile(self, node: NodeBook, books: Iterable[GpuBook]) -> None:
         """Take GPUs of a node out of their buckets; harmless when repeated."""
         for book in books:
-            if book.bucket is not None:
-                book.bucket.books.pop(book, None)
-            elif not book.mig:
+            if not book.mig:
                 node.buckets[book.gpu.model].pop(node, None)
+                continue
+            filed = self._slices[_gpu_state(book)].nodes
+            if (uuids := filed.get(node)) is not None:
+                uuids.pop(book.gpu.uuid, None)
+                if not uuids:
+                    del filed[node]
 
 
 _Former = tuple[GpuBook, int, int]
@@ -265,19 +289,46 @@ class _NodeState(NamedTuple):
 
 
 class _SliceBucket:
-    """MIG GPUs that are interchangeable, in the order in which they came to be so."""
+    """MIG GPUs that are interchangeable, by node, in the order in which they came to be so."""
 
-    __slots__ = ("books", "number", "state")
+    __slots__ = ("nodes", "number", "state")
 
     def __init__(self, state: GpuState, number: int) -> None:
         self.state = state
         self.number = number
         """The how manieth bucket it is; the older wins between equal offers."""
-        self.books: dict[GpuBook, None] = {}
+        self.nodes: dict[NodeBook, dict[str, None]] = {}
+        """UUIDs; no node without one."""
 
 
 _Ranking = list[tuple[Offer, int, _SliceBucket]]
 """Buckets by what they offer, the best first."""
+
+
+class _Unleased(NamedTuple):
+    """A node of which no lease has anything."""
+
+    models: frozenset[str]
+    slices: tuple[tuple[GpuState, tuple[str, ...]], ...]
+    """UUIDs of its healthy GPUs in MIG mode, by state."""
+    wholes: tuple[_NodeState, ...]
+    """State of its whole GPUs, one for each model."""
+
+
+@lru_cache(maxsize=8192)
+def _unleased(facts: NodeFacts) -> _Unleased:
+    """How the node is filed while no lease has anything of it."""
+    node = NodeBook(facts, "")
+    slices: dict[GpuState, list[str]] = {}
+    for uuid, book in node.gpus.items():
+        if book.mig and book.gpu.healthy:
+            slices.setdefault(_gpu_state(book), []).append(uuid)
+    wholes = sorted({book.gpu.model for book in node.gpus.values() if not book.mig})
+    return _Unleased(
+        frozenset(gpu.model for gpu in facts.gpus),
+        tuple((state, tuple(uuids)) for state, uuids in slices.items()),
+        tuple(_node_state(node, model) for model in wholes),
+    )
 
 
 def _gpu_state(book: GpuBook) -> GpuState:
@@ -298,25 +349,27 @@ def _rank(ranking: _Ranking, bucket: _SliceBucket, model: str, profile: str, mos
         insort(ranking, (best, bucket.number, bucket))
 
 
-def _seats(best: Offer, book: GpuBook) -> list[Seat]:
-    return [Seat(book.node, (book,), -start) for start in best.minus_starts]
+def _seats(best: Offer, bucket: _SliceBucket, node: NodeBook) -> list[Seat]:
+    """Seats on the first GPU of the node in the bucket."""
+    book = node.gpus[next(iter(bucket.nodes[node]))]
+    return [Seat(node, (book,), -start) for start in best.minus_starts]
 
 
 def _fits(node: NodeBook, want: Want) -> bool:
     return want.needs.amount.at_most(node.free) and want.allowed_on(node.facts)
 
 
-def _roomiest(bucket: _SliceBucket, want: Want, pods: int) -> tuple[int, GpuBook | None]:
-    """The first GPU whose node has room for that many pods, or that whose node has room for most."""
+def _roomiest(bucket: _SliceBucket, want: Want, pods: int) -> tuple[int, NodeBook | None]:
+    """The first node that has room for that many pods, or the one that has room for most."""
     most, best = 0, None
-    for book in bucket.books:
-        if not _fits(book.node, want):
+    for node in bucket.nodes:
+        if not _fits(node, want):
             continue
-        room = 1 if pods == 1 else book.node.free.times(want.needs.amount)
+        room = 1 if pods == 1 else node.free.times(want.needs.amount)
         if room >= pods:
-            return pods, book
+            return pods, node
         if room > most:
-            most, best = room, book
+            most, best = room, node
     return most, best
 
 

@@ -31,7 +31,7 @@ from gpu_tenancy.core.actions import (
     StartMiner,
     StopMiner,
 )
-from gpu_tenancy.core.mining import revision
+from gpu_tenancy.core.mining import by_device, revision
 from gpu_tenancy.core.outlooks import has_completed, unfinished
 from gpu_tenancy.core.snapshot import ClaimFacts, MinerFacts, Snapshot
 from gpu_tenancy.core.stock import Stock, unreachable
@@ -83,22 +83,20 @@ def promises(snapshot: Snapshot, slots: Slots, outlooks: Iterable[Outlook]) -> I
             yield SetSlots(node.name, node.generation, wanted, frozenset(promised[node.name]))
 
 
-def by_device(slot: Slot) -> str:
-    """The order of the slots of a node."""
-    return slot.device
-
-
 # --- miners -------------------------------------------------------------------------------------------------------
 
 
-def mining(slots: Slots) -> Mining:
-    """The devices that pools hold."""
-    return {
-        (node, slot.device): slot
-        for node, ones in slots.items()
-        for slot in ones
-        if slot.holder.kind is HolderKind.MINING_POOL
-    }
+def mining(snapshot: Snapshot, slots: Slots) -> Mining:
+    """The devices that pools hold in the plan."""
+    places: dict[tuple[str, str], Slot] = {}
+    for node in snapshot.nodes:
+        wanted = slots[node.name]
+        if wanted is node.slots:
+            places.update(node.mined)
+        else:
+            pools = (slot for slot in wanted if slot.holder.kind is HolderKind.MINING_POOL)
+            places.update({(node.name, slot.device): slot for slot in pools})
+    return places
 
 
 def miner_stops(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
@@ -120,29 +118,30 @@ def miner_starts(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
     is refused for all of its miners, but for a name that somebody else has."""
     refused = {uid for uid, failure in snapshot.failures.items() if failure.reason != Reason.NAME_TAKEN}
     pools = {pool.uid: pool for pool in snapshot.pools if pool.uid not in refused}
-    existing = {(miner.node, miner.device): miner for miner in snapshot.miners if not _complete(miner)}
-    complete = {(miner.node, miner.device) for miner in snapshot.miners if _complete(miner)}
+    existing: dict[tuple[str, str], MinerFacts] = {}
+    complete: set[tuple[str, str]] = set()
+    for miner in snapshot.miners:
+        if miner.pod_uid and miner.claim_uid:
+            complete.add((miner.node, miner.device))
+        else:
+            existing[miner.node, miner.device] = miner
     left_alone = _unreadable_nodes(snapshot)
     for place in sorted(places.keys() - complete):
         if place[0] in left_alone:
             continue
-        slot, miner = places[place], existing.get(place)
+        slot, half = places[place], existing.get(place)
         pool = pools.get(slot.holder.uid)
         if pool is None:
             continue
-        if miner is None:
+        if half is None:
             yield StartMiner(pool, place[0], slot, missing_claim=True, missing_pod=True)
-        elif not (miner.deleting or miner.finished):
-            yield StartMiner(pool, place[0], slot, not miner.claim_uid, not miner.pod_uid)
+        elif not (half.deleting or half.finished):
+            yield StartMiner(pool, place[0], slot, not half.claim_uid, not half.pod_uid)
 
 
 def _unreadable_nodes(snapshot: Snapshot) -> frozenset[str]:
     """Nodes on which nobody knows who should mine."""
     return frozenset(node.name for node in snapshot.nodes if node.unreadable)
-
-
-def _complete(miner: MinerFacts) -> bool:
-    return bool(miner.pod_uid and miner.claim_uid)
 
 
 def pool_outlooks(snapshot: Snapshot, places: Mining) -> tuple[PoolOutlook, ...]:
