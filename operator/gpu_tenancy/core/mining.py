@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from hashlib import sha256
 from typing import Final
 
@@ -19,7 +18,7 @@ from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.pool import Devices, MiningPoolSpec
 from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
 from gpu_tenancy.core.devices import device_name
-from gpu_tenancy.core.snapshot import NodeFacts, PoolFacts
+from gpu_tenancy.core.snapshot import NodeFacts, PoolFacts, once_per_node
 from gpu_tenancy.core.world import GpuBook, NodeBook
 from gpu_tenancy.mig.layout import Placement, filling
 from gpu_tenancy.mig.profiles import FULL
@@ -76,7 +75,7 @@ def wanted_slots(node: NodeBook, miners: tuple[Miner, ...], now: datetime) -> tu
     return tuple(sorted((*node.slots, *miner_slots(node, miners, now)), key=by_device))
 
 
-@lru_cache(maxsize=8192)
+@once_per_node
 def _stays(facts: NodeFacts, miners: tuple[Miner, ...]) -> bool:
     """Whether the pools leave a node of which no lease has anything as it is."""
     slots = miner_slots(NodeBook(facts, ""), miners, _NEVER)

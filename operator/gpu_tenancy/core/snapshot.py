@@ -6,11 +6,11 @@ newer version, say) is not nothing: `unreadable` says so, and whatever may depen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, wraps
+from typing import NamedTuple, TypeVar, TypeVarTuple, cast
 
 from gpu_tenancy.api.base import HolderKind, format_time
 from gpu_tenancy.api.lease import GpuLeaseSpec, GpuLeaseStatus
@@ -37,7 +37,7 @@ class NodeFacts:
     """A GPU node: its Kubernetes Node, its GpuNode and its ResourceSlice.
 
     Of a large fleet few nodes change from one plan to the next: what follows from these facts alone is found out once
-    (the cached properties, and functions that remember their answer by the facts)."""
+    (the cached properties, and what is `once_per_node`)."""
 
     name: str
     generation: int
@@ -67,8 +67,10 @@ class NodeFacts:
     mentions: frozenset[str] = frozenset()
     """Every word in a GpuNode that cannot be read: a lease whose UID is among them may hold a device there."""
 
-    def __hash__(self) -> int:
-        return hash(self.name)
+    @cached_property
+    def answers(self) -> dict[Hashable, object]:
+        """What `once_per_node` functions said of these facts."""
+        return {}
 
     @cached_property
     def leased(self) -> tuple[Slot, ...]:
@@ -102,6 +104,24 @@ class NodeFacts:
         if self.agent_until < now:
             return f"the agent on node {self.name} is silent: its heartbeat ran out at {format_time(self.agent_until)}"
         return ""
+
+
+T = TypeVar("T")
+Further = TypeVarTuple("Further")
+
+
+def once_per_node(function: Callable[[NodeFacts, *Further], T]) -> Callable[[NodeFacts, *Further], T]:
+    """Remember the answer of a pure function with the facts that it was given first: the same object is not asked about
+    again with the same further arguments, which must be hashable. A newer version of the facts begins without."""
+
+    @wraps(function)
+    def remembering(facts: NodeFacts, /, *further: *Further) -> T:
+        key = (function, further)
+        if key not in facts.answers:
+            facts.answers[key] = function(facts, *further)
+        return cast("T", facts.answers[key])
+
+    return remembering
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from gpu_tenancy.api.node import Gpu, GpuMode, ObservedSlot, Slot
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.offers import DRAINING_COST, MINER_COST, MOST_DEVICES, GpuState, Offer, offer
 from gpu_tenancy.core.podspec import PodNeeds
-from gpu_tenancy.core.snapshot import NodeFacts
+from gpu_tenancy.core.snapshot import NodeFacts, once_per_node
 from gpu_tenancy.mig.layout import Placement, device_mask
 from gpu_tenancy.mig.profiles import FULL, of_model
 
@@ -315,7 +315,7 @@ class _Unleased(NamedTuple):
     """State of its whole GPUs, one for each model."""
 
 
-@lru_cache(maxsize=8192)
+@once_per_node
 def _unleased(facts: NodeFacts) -> _Unleased:
     """How the node is filed while no lease has anything of it."""
     node = NodeBook(facts, "")

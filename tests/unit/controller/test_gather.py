@@ -456,6 +456,17 @@ def test_an_object_is_parsed_again_only_when_it_has_changed() -> None:
     assert changed.records[0].spec is first.records[0].spec
 
 
+def test_the_facts_of_a_node_are_the_same_object_until_one_of_them_changes() -> None:
+    seen = Seen()
+    seen.own(_gpu_node())
+    seen.show(resources.NODES, _node())
+    first = _the_node(seen)
+    assert _the_node(seen) is first
+    seen.show(resources.NODES, _node() | {"spec": {"unschedulable": True}})
+    assert _the_node(seen).cordoned
+    assert not first.cordoned
+
+
 def test_what_is_gone_is_not_remembered() -> None:
     seen = Seen()
     seen.own(_lease())

@@ -207,6 +207,7 @@ class Cluster:
     def __init__(self) -> None:
         self.now = START
         self.nodes: dict[str, Node] = {}
+        self._facts: dict[str, NodeFacts] = {}
         self.leases: dict[str, LeaseFacts] = {}
         self.works: dict[str, timedelta | None] = {}
         self.templates: dict[str, str] = {}
@@ -346,11 +347,17 @@ class Cluster:
         return Snapshot(
             leases=tuple(self.lease(uid) for uid, lease in self.leases.items() if not self._is_history(lease)),
             pools=tuple(self.pools.values()),
-            nodes=tuple(node.facts() for node in self.nodes.values()),
+            nodes=tuple(self._known(node.facts()) for node in self.nodes.values()),
             books=tuple(self.books.values()),
             miners=tuple(self._miners()),
             orphans=tuple(record for name, record in self.records.items() if name not in known | self.unreadable),
         )
+
+    def _known(self, fresh: NodeFacts) -> NodeFacts:
+        """As the operator's gather does: facts that did not change are the same object, with what it remembers."""
+        before = self._facts.get(fresh.name)
+        known = self._facts[fresh.name] = before if before == fresh else fresh
+        return known
 
     def snapshot_has(self, lease: str) -> bool:
         """Whether the lease is still planned."""

@@ -225,6 +225,13 @@ class History(RuleBasedStateMachine):
     def laws_hold(self) -> None:
         self.cluster.step()
         self._check()
+        self._nothing_stale_is_remembered()
+
+    def _nothing_stale_is_remembered(self) -> None:
+        """The same plan comes from nodes that nothing is remembered of."""
+        facts = self.cluster.snapshot()
+        unknown = replace(facts, nodes=tuple(replace(node) for node in facts.nodes))
+        assert plan(unknown, self.cluster.now) == plan(facts, self.cluster.now)
 
     # --- the end
 
