@@ -10,6 +10,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -95,6 +96,7 @@ _DURATION: Final = re.compile(DURATION_PATTERN)
 _DURATION_REMEDY: Final = "write hours, minutes and seconds in that order, e.g. 4h, 1h30m or 90s"
 
 
+@lru_cache(maxsize=4096)
 def parse_duration(text: str) -> timedelta:
     """Length of a duration string. Raises ValueError with the remedy where it is not one."""
     match = _DURATION.fullmatch(text)

@@ -48,7 +48,8 @@ def held_by(record: RecordFacts) -> set[tuple[str, str]]:
 def segment(lease: LeaseFacts, slots: list[tuple[NodeFacts, Slot]], start: datetime) -> UsageRecordSpec:
     """The open segment that begins at `start`."""
     node, first = slots[0]
-    model = next((gpu.model for gpu in node.gpus if gpu.uuid == first.gpu), lease.spec.gpus.model or "")
+    gpu = node.gpu_of.get(first.gpu)
+    model = gpu.model if gpu else lease.spec.gpus.model or ""
     return UsageRecordSpec(
         contract=lease.status.contract or lease.uid,
         segment=lease.records[-1].spec.segment + 1 if lease.records else 1,

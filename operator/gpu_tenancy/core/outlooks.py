@@ -146,7 +146,8 @@ def _own_template(lease: LeaseFacts) -> bool:
 
 
 def _is_healthy(node: NodeFacts, uuid: str) -> bool:
-    return any(gpu.healthy for gpu in node.gpus if gpu.uuid == uuid)
+    gpu = node.gpu_of.get(uuid)
+    return gpu is not None and gpu.healthy
 
 
 def _devices(count: int) -> str:

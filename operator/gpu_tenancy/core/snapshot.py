@@ -73,6 +73,11 @@ class NodeFacts:
         return {}
 
     @cached_property
+    def gpu_of(self) -> Mapping[str, Gpu]:
+        """Its GPUs by UUID."""
+        return {gpu.uuid: gpu for gpu in self.gpus}
+
+    @cached_property
     def leased(self) -> tuple[Slot, ...]:
         """Wanted devices of leases."""
         return tuple(slot for slot in self.slots if slot.holder.kind is HolderKind.GPU_LEASE)

@@ -181,7 +181,7 @@ def _gone(record: RecordFacts, held: Held, seen: Seen, hidden: Sequence[NodeFact
 
 def _fault(node: NodeFacts, slot: Slot, seen: Seen) -> str:
     """Why a device cannot serve any more, as its agent says."""
-    gpu = next((gpu for gpu in node.gpus if gpu.uuid == slot.gpu), None)
+    gpu = node.gpu_of.get(slot.gpu)
     if gpu is not None and not gpu.healthy:
         return f"GPU {gpu.index} of node {node.name} is not healthy: {gpu.message or 'no reason was given'}."
     found = seen.get((node.name, slot.device))
@@ -209,7 +209,7 @@ def _on_record(lease: LeaseFacts, held: Held) -> bool:
 def _stale(lease: LeaseFacts, held: Held, now: datetime) -> bool:
     """A placement that is not billed yet and cannot become ready where it is."""
     for node, slot in held:
-        gpu = next((gpu for gpu in node.gpus if gpu.uuid == slot.gpu), None)
+        gpu = node.gpu_of.get(slot.gpu)
         if slot.attempt != lease.status.attempt or gpu is None or not gpu.healthy:
             return True
         if unreachable(node, now):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import format_duration, format_time, parse_duration
@@ -46,12 +45,7 @@ class Term(NamedTuple):
     @property
     def length(self) -> timedelta | None:
         """Length of the term."""
-        return _length(self.duration) if self.duration else None
-
-
-@lru_cache(maxsize=4096)
-def _length(duration: str) -> timedelta:
-    return parse_duration(duration)
+        return parse_duration(self.duration) if self.duration else None
 
 
 def ceil_second(instant: datetime) -> datetime:
@@ -95,11 +89,11 @@ def term_of(lease: LeaseFacts, now: datetime) -> Term:
         return Term(None)
     used = timedelta(seconds=billed_seconds(lease.records))
     if record := lease.open_record:
-        over_at = record.spec.billable_from + _length(wanted) - used
+        over_at = record.spec.billable_from + parse_duration(wanted) - used
         if over_at > now:
             return Term(wanted)
         return _kept(lease, wanted, f"the lease would have ended at {format_time(over_at)}")
-    if _length(wanted) > used:
+    if parse_duration(wanted) > used:
         return Term(wanted)
     return _kept(lease, wanted, f"the lease has already run {format_duration(used)}")
 
