@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from math import ceil
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -69,23 +69,33 @@ class Unread(NamedTuple):
     """A clause that names it."""
 
 
+class _Parsed(NamedTuple):
+    """A part of an object, as it was and as it was understood."""
+
+    version: str
+    """resourceVersion of the object."""
+    raw: object
+    parsed: Any
+
+
 class Memo:
-    """Remembers what was parsed from which version of an object, so that a cycle parses only what changed."""
+    """Remembers what was parsed from which part of an object, so that a cycle parses only what changed."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], tuple[str, Any]] = {}
+        self._kept: dict[tuple[str, str], _Parsed] = {}
         self._used: set[tuple[str, str]] = set()
 
-    def get(self, body: Mapping[str, Any], what: str, parse: Callable[[], T]) -> T:
-        """The parsed form of this version of the object."""
+    def get(self, body: Mapping[str, Any], part: str, what: str, parse: Callable[[], T]) -> T:
+        """What `parse` makes of a part (spec, status) of the object; the same as before if only others have changed."""
         metadata = body["metadata"]
         key, version = (metadata["uid"], what), metadata["resourceVersion"]
         self._used.add(key)
         held = self._kept.get(key)
-        if held is None or held[0] != version:
-            held = self._kept[key] = (version, parse())
-        parsed: T = held[1]
-        return parsed
+        if held is None or held.version != version:
+            raw = body.get(part)
+            parsed = held.parsed if held is not None and held.raw == raw else parse()
+            held = self._kept[key] = _Parsed(version, raw, parsed)
+        return cast("T", held.parsed)
 
     def sweep(self) -> None:
         """Forget what the last snapshot did not use."""
@@ -232,7 +242,7 @@ class Gather:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 return f"spec.template cannot be read: {error}"
 
-        needs = self._memo.get(body, "needs", read)
+        needs = self._memo.get(body, "spec", "needs", read)
         if isinstance(needs, str):
             return None, needs
         return TemplateFacts(needs, verdict), ""
@@ -356,7 +366,7 @@ class Gather:
                 _log.warning("%s %s cannot be read: %s", body["kind"], _key(body), sentences)
                 return None, sentences
 
-        return self._memo.get(body, part, read)
+        return self._memo.get(body, part, part, read)
 
     def _unreadable(self, body: Object, why: str) -> str:
         """The clause for an object of which nothing is decided because it cannot be read; empty without a reason."""

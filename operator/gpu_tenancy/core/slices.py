@@ -16,7 +16,7 @@ from gpu_tenancy.api.base import HolderKind
 from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
 from gpu_tenancy.core.devices import start_of
-from gpu_tenancy.core.snapshot import NodeFacts, Snapshot
+from gpu_tenancy.core.snapshot import NodeFacts, Snapshot, once_per_node
 from gpu_tenancy.mig.layout import ALL_SLICES, device_mask
 
 
@@ -66,11 +66,16 @@ def segments_of(snapshot: Snapshot) -> Iterator[UsageRecordSpec]:
         yield record.spec
 
 
-def slice_states(node: NodeFacts, bills: Bills, now: datetime) -> Counter[SliceState]:
+def slice_states(node: NodeFacts, bills: Bills, now: datetime) -> Mapping[SliceState, int]:
     """Slices of a node by state; the values add up to 8 × its GPUs."""
-    states: Counter[SliceState] = Counter()
     unreachable = bool(node.agent_objection(now)) or not node.ready
-    wanted, observed, billed = _by_gpu(node.slots), _by_gpu(node.observed), _bills_by_gpu(bills.get(node.name, ()))
+    return _slice_states(node, tuple(bills.get(node.name, ())), unreachable)
+
+
+@once_per_node
+def _slice_states(node: NodeFacts, bills: tuple[Bill, ...], unreachable: bool) -> Mapping[SliceState, int]:
+    states: Counter[SliceState] = Counter()
+    wanted, observed, billed = _by_gpu(node.slots), _by_gpu(node.observed), _bills_by_gpu(bills)
     for gpu in node.gpus:
         on_gpu = wanted.get(gpu.uuid, {}), observed.get(gpu.uuid, {}), billed.get(gpu.uuid, ())
         for state, mask in _masks_by_state(gpu, *on_gpu, faulty=unreachable or not gpu.healthy).items():

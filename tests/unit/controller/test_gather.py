@@ -454,6 +454,10 @@ def test_an_object_is_parsed_again_only_when_it_has_changed() -> None:
     changed = _the_lease(seen)
     assert changed.spec.suspend
     assert changed.records[0].spec is first.records[0].spec
+    seen.own(_lease(version=3, spec={**WHOLE, "suspend": True}, status={"attempt": 1}), event="MODIFIED")
+    reported = _the_lease(seen)
+    assert reported.status.attempt == 1
+    assert reported.spec is changed.spec
 
 
 def test_the_facts_of_a_node_are_the_same_object_until_one_of_them_changes() -> None:

@@ -210,7 +210,7 @@ def a_report(slot: Slot, state: SlotState) -> ObservedSlot:
 def one_gpu(wanted: Sequence[Slot], observed: Sequence[ObservedSlot], *billed: UsageRecordSpec) -> Counter[SliceState]:
     """States of the slices of a node's one GPU, without those that no slice is in."""
     node = NodeFacts("a", 1, tuple(gpus("a", 1)), tuple(wanted), tuple(observed), agent_until=START)
-    return +slice_states(node, slices.open_bills(billed), START)
+    return +Counter(slice_states(node, slices.open_bills(billed), START))
 
 
 def bill_of(*slots: Slot) -> UsageRecordSpec:
@@ -307,7 +307,7 @@ def test_every_slice_is_counted_once_whatever_is_wanted_and_reported(
     )
     node = NodeFacts("a", 1, tuple(there), slots, seen, ready=ready, agent_until=START)
     bills = {"a": [slices.Bill(f"w{number}", there[number % 3].uuid, 0xF0) for number in billed]}
-    states = slice_states(node, bills, START)
+    states = Counter(slice_states(node, bills, START))
     assert states.total() == 24
     assert min(states.values()) >= 0
     if not billed:
