@@ -7,11 +7,13 @@ from datetime import timedelta
 
 import pytest
 
+from gpu_tenancy.api.names import ANY_GPU_TAINT
 from gpu_tenancy.api.pool import MiningPoolStatus, PoolConditionType, PoolReason
 from gpu_tenancy.core.actions import StartMiner, StopMiner
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.planner import plan
+from gpu_tenancy.core.podspec import Taint
 from gpu_tenancy.core.snapshot import Failure
 from tests.unit.core.builders import START
 from tests.unit.core.simulation import Cluster
@@ -49,6 +51,34 @@ def test_the_pool_of_the_highest_priority_mines_and_the_next_takes_over_when_it_
     cluster.run(4)
     assert set(holders(cluster).values()) == {"low"}
     assert cluster.mining() == {"full": 2}
+
+
+DEDICATED = Taint("dedicated", "research", "NoSchedule")
+
+
+def test_no_miner_is_started_where_a_taint_would_keep_its_pod_away_and_those_that_run_stay() -> None:
+    cluster = node_of_two()
+    cluster.nodes["a"].taints = (DEDICATED,)
+    cluster.add_pool("low")
+    cluster.run(3)
+    assert holders(cluster) == {}
+    cluster.nodes["a"].taints = (Taint(ANY_GPU_TAINT, "present", "NoSchedule"),)
+    cluster.run(3)
+    assert cluster.mining() == {"full": 2}
+    cluster.nodes["a"].taints = (DEDICATED,)
+    cluster.add_pool("high", priority=5)
+    cluster.run(3)
+    assert set(holders(cluster).values()) == {"low"}
+    assert cluster.mining() == {"full": 2}
+
+
+def test_a_taint_that_evicts_pods_ends_the_miners() -> None:
+    cluster = node_of_two()
+    cluster.add_pool("low")
+    cluster.run(3)
+    cluster.nodes["a"].taints = (replace(DEDICATED, effect="NoExecute"),)
+    cluster.run(3)
+    assert holders(cluster) == {}
 
 
 def test_of_equal_pools_the_older_mines_and_a_newcomer_displaces_nobody() -> None:

@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Final
 
 from gpu_tenancy.api.base import Holder, HolderKind
+from gpu_tenancy.api.names import ANY_GPU_TAINT
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.pool import Devices, MiningPoolSpec
 from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
@@ -90,13 +91,15 @@ def by_device(slot: Slot) -> str:
 def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[Slot]:
     """The slots of pools on a node after leases have been placed in the working copy.
 
-    Where nothing may be planned on the node (cordoned, silent) miners that still fit stay and none is started.
+    Where nothing may be planned on the node (cordoned, silent) or a taint keeps new pods away, miners that still fit
+    stay and none is started.
     """
     here = [miner for miner in miners if _may_run_on(node, miner)]
-    if not here:
+    taints = [taint for taint in node.facts.taints if not (taint.transitory or taint.key == ANY_GPU_TAINT)]
+    if not here or any(taint.effect == "NoExecute" for taint in taints):
         return []
     beside_leases = [miner for miner in here if miner.devices is Devices.ANY]
-    free, planned = node.free, not node.objection
+    free, planned = node.free, not (node.objection or taints)
     slots: list[Slot] = []
     vacant: list[tuple[GpuBook, Placement, Sequence[Miner]]] = []
     for book in node.gpus.values():

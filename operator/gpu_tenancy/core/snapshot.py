@@ -1,7 +1,8 @@
 """Snapshot: every fact that a decision may depend on, frozen. Gathered by the controller, read by everything in core.
 
-Facts are what the API server says; nothing here is remembered from an earlier cycle. What cannot be read (written by a
-newer version, say) is not nothing: `unreadable` says so, and whatever may depend on it is left as it is.
+Facts are what the API server says; nothing here is remembered from an earlier cycle but what follows from facts that
+are still the same. What cannot be read (written by a newer version, say) is not nothing: `unreadable` says so, and
+whatever may depend on it is left as it is.
 """
 
 from __future__ import annotations

@@ -296,7 +296,7 @@ class _SliceBucket:
     def __init__(self, state: GpuState, number: int) -> None:
         self.state = state
         self.number = number
-        """The how manieth bucket it is; the older wins between equal offers."""
+        """Its place in the order of creation; the older wins between equal offers."""
         self.nodes: dict[NodeBook, dict[str, None]] = {}
         """UUIDs; no node without one."""
 
