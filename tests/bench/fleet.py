@@ -140,11 +140,14 @@ async def first(
                     return
 
 
-async def last_seen(states: AsyncGenerator[V, None], name_of: Callable[[V], str], count: int) -> float:
-    """When (time.monotonic) the last of `count` names was told."""
+async def last_seen(
+    states: AsyncGenerator[V, None], name_of: Callable[[V], str], count: int, told: Callable[[], None] = lambda: None
+) -> float:
+    """When (time.monotonic) the last of `count` names was told. `told` is called for each of them."""
     instant = 0.0
     async for _ in first(states, name_of, count):
         instant = time.monotonic()
+        told()
     return instant
 
 
