@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import combinations
+from datetime import timedelta
+from functools import reduce
+from itertools import combinations, product
+from operator import or_
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gpu_tenancy.api.base import HolderKind
+from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
 from gpu_tenancy.core.actions import SetSlots
+from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.planner import plan
+from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts
-from gpu_tenancy.mig.layout import Placement, filling, mask_of, placements
-from gpu_tenancy.mig.profiles import FULL
-from tests.unit.core.builders import MODEL
+from gpu_tenancy.core.world import Want, World
+from gpu_tenancy.mig.layout import Placement, device_mask, filling, layouts, mask_of, occupied_by, placements
+from gpu_tenancy.mig.profiles import FULL, of_model
+from tests.unit.core.builders import MODEL, ROOMY, START, gpus
 from tests.unit.core.simulation import Cluster, mask
 
 PROFILES = ("1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb")
@@ -112,3 +118,84 @@ def test_no_other_choice_displaces_fewer_miners(
     assert len(before_miners - after_miners) == best
     leased = {one for slots in after.values() for one in devices(slots, HolderKind.GPU_LEASE)}
     assert devices(held, HolderKind.GPU_LEASE) <= leased
+
+
+# --- large gangs of slices ------------------------------------------------------------------------------------------
+
+MiningGpu = tuple[int, frozenset[Placement]]
+"""Memory slices that leases hold, as bits, and what mines beside them."""
+
+HELD = sorted({occupied_by(MODEL, layout) for layout in layouts(MODEL)})
+
+
+@st.composite
+def mining_gpus(draw: st.DrawFn) -> MiningGpu:
+    """A GPU in MIG mode as it may be found: the rest is mined as it is filled, or a part of it has not begun yet."""
+    held = draw(st.sampled_from(HELD))
+    rest = filling(MODEL, held)
+    begun = draw(st.lists(st.booleans(), min_size=len(rest), max_size=len(rest)) | st.just([True] * len(rest)))
+    return held, frozenset(place for place, mines in zip(rest, begun, strict=True) if mines)
+
+
+def stopped(gpu: MiningGpu, profile: str, pods: int) -> int | None:
+    """The fewest miners that stop where that many pods come onto one GPU; None where they do not fit."""
+    held, miners = gpu
+    starts = [start for start in of_model(MODEL)[profile].starts if not held & device_mask(MODEL, profile, start)]
+    answers = []
+    for chosen in combinations(starts, pods):
+        masks = [device_mask(MODEL, profile, start) for start in chosen]
+        union = reduce(or_, masks, 0)
+        if union.bit_count() == sum(mask.bit_count() for mask in masks):
+            answers.append(len(miners - set(filling(MODEL, held | union))))
+    return min(answers, default=None)
+
+
+def fewest_stopped(found: Iterable[MiningGpu], profile: str, pods: int) -> int | None:
+    """The fewest miners that stop for a gang: over all ways to share its pods out among the GPUs."""
+    best: dict[int, int] = {0: 0}
+    for gpu in found:
+        alone = {number: cost for number in range(8) if (cost := stopped(gpu, profile, number)) is not None}
+        former, best = best, {}
+        for (seated, before), (number, cost) in product(former.items(), alone.items()):
+            best[seated + number] = min(before + cost, best.get(seated + number, before + cost))
+    return best.get(pods)
+
+
+@given(
+    found=st.lists(mining_gpus(), min_size=1, max_size=6),
+    profile=st.sampled_from(PROFILES),
+    pods=st.integers(1, 12),
+)
+def test_no_way_to_seat_a_large_gang_of_slices_stops_fewer_miners(
+    found: list[MiningGpu], profile: str, pods: int
+) -> None:
+    best = fewest_stopped(found, profile, pods)
+    world = World([_mining_node(found)], START)
+    for gpu, (held, _) in zip(world.nodes["a"].gpus.values(), found, strict=True):
+        gpu.hard = held
+        world.nodes["a"].slots.append(_slot(gpu.gpu.uuid, "held", 0, HolderKind.GPU_LEASE))
+    world.settle()
+    placed = world.place(Want(profile, 1, pods, MODEL, PodNeeds(Amount(1, 1, 1))))
+    assert (placed is None) == (best is None)
+    if placed is not None:
+        after = [book.hard for book in world.nodes["a"].gpus.values()]
+        stops = (len(miners - set(filling(MODEL, hard))) for (_, miners), hard in zip(found, after, strict=True))
+        already = (len(miners - set(filling(MODEL, held))) for held, miners in found)
+        assert sum(stops) - sum(already) == best
+
+
+def _mining_node(found: list[MiningGpu]) -> NodeFacts:
+    known = gpus("a", len(found), mig=range(len(found)))
+    slots = [
+        _slot(gpu.uuid, place.profile, place.start, HolderKind.MINING_POOL)
+        for gpu, (_, miners) in zip(known, found, strict=True)
+        for place in sorted(miners)
+    ]
+    until = START + timedelta(hours=1)
+    return NodeFacts("a", 1, tuple(known), tuple(slots), (), allocatable=ROOMY, agent_until=until)
+
+
+def _slot(gpu: str, profile: str, start: int, kind: HolderKind) -> Slot:
+    holder = Holder(kind=kind, namespace="n", name="x", uid="uid")
+    device = f"{gpu.lower()}-{profile.replace('.', '')}-{start}"
+    return Slot.model_construct(device=device, gpu=gpu, profile=profile, start=start, holder=holder, since=START)
