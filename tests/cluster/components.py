@@ -83,10 +83,10 @@ class Layout:
         return {
             "PATH": os.environ.get("PATH", ""),
             "HOME": str(self.directory),
-            # The garbage collector of the API server takes an eighth of all its time with Go's default of 100. A burst
-            # of a thousand leases needs more than 1 GiB; a heap that stands at its limit is collected all the time.
-            "GOGC": "400",
-            "GOMEMLIMIT": "3GiB",
+            # The garbage collector of the API server takes an eighth of all its time with Go's default of 100. After
+            # bursts of a thousand leases its heap passes 3 GiB; one that stands at its limit is collected all the time.
+            "GOGC": "300",
+            "GOMEMLIMIT": "4GiB",
         }
 
 

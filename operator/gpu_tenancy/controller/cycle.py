@@ -1,6 +1,7 @@
 """The loop: gather → plan → execute → report, once for the whole cluster, whenever something changed.
 
-Events only set a flag; the flag is coalesced for some milliseconds; time wakes the loop through the plan's next_wake.
+Events only set a flag; the flag is coalesced for some milliseconds, on a large cluster for as long as a cycle is work;
+time wakes the loop through the plan's next_wake.
 Nothing is remembered between cycles that a restarted process would miss.
 """
 
@@ -41,6 +42,8 @@ LONGEST_PAUSE: Final = 10.0
 """Seconds before a cycle is tried again after an error: doubled from the shortest to the longest."""
 CONFLICTS_AT_ONCE: Final = 3
 """Cycles in a row that a conflict repeats at once; after that the view is given time to catch up."""
+LONGEST_COALESCING: Final = 0.5
+"""Seconds that a cycle waits at most because the last one was much work."""
 STUCK_SECONDS: Final = 60.0
 """A cycle that takes longer is reported as dead."""
 BROKEN_CYCLES: Final = 3
@@ -113,10 +116,13 @@ class Cycle:
     async def _turn_forever(self) -> None:
         await self._first_sight()
         wake: datetime | None = None
+        work = 0.0
         while True:
             await self._wait(wake)
-            await asyncio.sleep(self._settings.coalesce_ms / 1000)
+            # As long as the last cycle was work for the processor: events that pour in keep half a core busy at most.
+            await asyncio.sleep(max(self._settings.coalesce_ms / 1000, min(work, LONGEST_COALESCING)))
             self.dirty.clear()
+            began = time.process_time()
             try:
                 wake = await self._turn()
                 self._broken = 0
@@ -127,6 +133,7 @@ class Cycle:
                 self._broken += 1
                 _log.exception("Cycle failed.")
                 await self._pause("")
+            work = time.process_time() - began
             self._beat = time.monotonic()
 
     async def _first_sight(self) -> None:
