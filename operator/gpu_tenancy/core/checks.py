@@ -6,7 +6,7 @@ is the order in which a reader is told. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,8 +32,8 @@ class Context:
     pricing: Pricing
     full: dict[Want, str] = field(default_factory=dict)
     """What found no room, and why."""
-    _wants: dict[str, list[Want]] = field(default_factory=dict)
-    _unlocked: dict[tuple[str, int, int, str | None, PodNeeds], list[Want]] = field(default_factory=dict)
+    _wants: dict[Hashable, list[Want]] = field(default_factory=dict)
+    """By UID of the lease, and by what all leases like it have in common."""
     _common: dict[tuple[str, int, int, str, PodNeeds], Want] = field(default_factory=dict)
     _impossible: dict[Want, Refusal | None] = field(default_factory=dict)
 
@@ -41,18 +41,11 @@ class Context:
         """What the lease asks for, once for each model on which it may be placed."""
         wants = self._wants.get(lease.uid)
         if wants is None:
-            wants = self._wants[lease.uid] = self._find_wants(lease)
-        return wants
-
-    def _find_wants(self, lease: LeaseFacts) -> list[Want]:
-        """Leases whose price is not locked yet and that ask for the same want the same."""
-        if lease.status.admitted_at is not None or lease.records:
-            return [self.want(lease, model) for model in _models(lease, self)]
-        gpus = lease.spec.gpus
-        key = (gpus.profile, gpus.count, lease.spec.pods, gpus.model, needs_of(lease))
-        wants = self._unlocked.get(key)
-        if wants is None:
-            wants = self._unlocked[key] = [self.want(lease, model) for model in _models(lease, self)]
+            alike = _alike(lease)
+            wants = self._wants.get(alike)
+            if wants is None:
+                wants = [self.want(lease, model) for model in _models(lease, self)]
+            self._wants[alike] = self._wants[lease.uid] = wants
         return wants
 
     def want(self, lease: LeaseFacts, model: str) -> Want:
@@ -79,6 +72,14 @@ def needs_of(lease: LeaseFacts) -> PodNeeds:
         return DEFAULT_NEEDS
     resources = lease.spec.pod_resources
     return PodNeeds(Amount(cpu_milli(resources.cpu), memory_bytes(resources.memory), 1))
+
+
+def _alike(lease: LeaseFacts) -> Hashable:
+    """The same for leases that want the same: whose price is not locked yet, and that ask for the same."""
+    if lease.status.admitted_at is not None or lease.records:
+        return lease.uid
+    gpus = lease.spec.gpus
+    return gpus.profile, gpus.count, lease.spec.pods, gpus.model, needs_of(lease)
 
 
 def _models(lease: LeaseFacts, context: Context) -> list[str]:

@@ -14,11 +14,11 @@ from hashlib import sha256
 from typing import Final
 
 from gpu_tenancy.api.base import Holder, HolderKind
-from gpu_tenancy.api.names import ANY_GPU_TAINT
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.pool import Devices, MiningPoolSpec
 from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
 from gpu_tenancy.core.devices import device_name
+from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts, PoolFacts, once_per_node
 from gpu_tenancy.core.world import GpuBook, NodeBook
 from gpu_tenancy.mig.layout import Placement, filling
@@ -37,9 +37,7 @@ class Miner:
     holder: Holder
     priority: int
     devices: Devices
-    selector: tuple[tuple[str, str], ...]
-    """Labels of the nodes that it may run on."""
-    amount: Amount
+    needs: PodNeeds
 
     def __hash__(self) -> int:
         return hash(self.holder.uid)
@@ -62,7 +60,8 @@ def _miner(pool: PoolFacts) -> Miner:
     spec = pool.spec
     holder = Holder(kind=HolderKind.MINING_POOL, namespace=pool.key.namespace, name=pool.key.name, uid=pool.uid)
     amount = Amount(cpu_milli(spec.resources.cpu), memory_bytes(spec.resources.memory), 1)
-    return Miner(holder, spec.priority, spec.devices, tuple(sorted(spec.node_selector.items())), amount)
+    needs = PodNeeds(amount, node_selector=tuple(sorted(spec.node_selector.items())))
+    return Miner(holder, spec.priority, spec.devices, needs)
 
 
 def wanted_slots(node: NodeBook, miners: tuple[Miner, ...], now: datetime) -> tuple[Slot, ...]:
@@ -94,12 +93,14 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
     Where nothing may be planned on the node (cordoned, silent) or a taint keeps new pods away, miners that still fit
     stay and none is started.
     """
-    here = [miner for miner in miners if _may_run_on(node, miner)]
-    taints = [taint for taint in node.facts.taints if not (taint.transitory or taint.key == ANY_GPU_TAINT)]
-    if not here or any(taint.effect == "NoExecute" for taint in taints):
+    facts = node.facts
+    evicting = [taint for taint in facts.lasting_taints if taint.effect == "NoExecute"]
+    here = [miner for miner in miners if not miner.needs.objection(facts.name, facts.labels, evicting)]
+    if not here:
         return []
+    kept_away = any(miner.needs.objection(facts.name, facts.labels, facts.lasting_taints) for miner in here)
     beside_leases = [miner for miner in here if miner.devices is Devices.ANY]
-    free, planned = node.free, not (node.objection or taints)
+    free, planned = node.free, not (node.objection or kept_away)
     slots: list[Slot] = []
     vacant: list[tuple[GpuBook, Placement, Sequence[Miner]]] = []
     for book in node.gpus.values():
@@ -108,8 +109,8 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
         for placement in _places(book):
             slot = _slot_at(book, placement)
             keeper = _keeper(slot, usable, challenged=planned) if slot else None
-            if slot and keeper and keeper.amount.at_most(free):
-                free -= keeper.amount
+            if slot and keeper and keeper.needs.amount.at_most(free):
+                free -= keeper.needs.amount
                 slots.append(slot)
             else:
                 vacant.append((book, placement, usable))
@@ -133,8 +134,8 @@ def _fill(places: Iterable[tuple[GpuBook, Placement, Sequence[Miner]]], free: Am
     nothing changes."""
     for book, placement, usable in places:
         for miner in usable:
-            if miner.amount.at_most(free):
-                free -= miner.amount
+            if miner.needs.amount.at_most(free):
+                free -= miner.needs.amount
                 slot = _slot_at(book, placement)
                 stays = slot is not None and slot.holder.uid == miner.holder.uid
                 yield slot if slot is not None and stays else _slot(miner, book, placement, now)
@@ -156,11 +157,6 @@ def _slot_at(book: GpuBook, placement: Placement) -> Slot | None:
         if slot.start == placement.start and slot.profile == placement.profile:
             return slot
     return None
-
-
-def _may_run_on(node: NodeBook, miner: Miner) -> bool:
-    labels = node.facts.labels
-    return all(labels.get(key) == value for key, value in miner.selector)
 
 
 def _slot(miner: Miner, book: GpuBook, placement: Placement, now: datetime) -> Slot:

@@ -42,6 +42,18 @@ def outlook(stock: Stock, now: datetime) -> Outlook:
 def _stuck(stock: Stock, why: Refusal) -> Outlook:
     """A lease that is not billed and of which nothing begins, ends or is settled, because something cannot be read.
     Whether it is over is said once that can be told for good."""
+    ended = stock.lease.status.ended
+    return refused(stock, why)._replace(
+        nodes=_names(stock),
+        ready_devices=len(stock.held) - len(stock.pending),
+        over=ended is not None,
+        draining=why.message,
+        end_message=ended.message if ended else "",
+    )
+
+
+def refused(stock: Stock, why: Refusal) -> Outlook:
+    """A lease of which nothing is placed; attempt and price stay as they were said last."""
     status = stock.lease.status
     return Outlook(
         stock.lease,
@@ -50,11 +62,6 @@ def _stuck(stock: Stock, why: Refusal) -> Outlook:
         refusal=why,
         attempt=status.attempt,
         price=status.price,
-        nodes=_names(stock),
-        ready_devices=len(stock.held) - len(stock.pending),
-        over=status.ended is not None,
-        draining=why.message,
-        end_message=status.ended.message if status.ended else "",
     )
 
 

@@ -19,7 +19,7 @@ from gpu_tenancy.core.amounts import NOTHING
 from gpu_tenancy.core.checks import Context
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.mining import ranked, wanted_slots
-from gpu_tenancy.core.outlooks import outlook
+from gpu_tenancy.core.outlooks import outlook, refused
 from gpu_tenancy.core.pricing import Pricing, pricing
 from gpu_tenancy.core.snapshot import LeaseFacts, Snapshot
 from gpu_tenancy.core.stock import NODE_LOSS, Stock, take_stock
@@ -118,16 +118,7 @@ def _place(stock: Stock, context: Context, snapshot: Snapshot, now: datetime) ->
 
 
 def _refused(stock: Stock, refusal: Refusal) -> Outlook:
-    status = stock.lease.status
-    return Outlook(
-        stock.lease,
-        stock.term.duration,
-        extension_refusal=stock.term.refusal,
-        refusal=refusal,
-        attempt=status.attempt,
-        price=status.price,
-        lost=_last_loss(stock.lease),
-    )
+    return refused(stock, refusal)._replace(lost=_last_loss(stock.lease))
 
 
 def _last_loss(lease: LeaseFacts) -> str:

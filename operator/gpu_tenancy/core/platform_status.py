@@ -5,43 +5,21 @@ As in `core.status`: (facts, what the plan found out, now) -> status, and nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from gpu_tenancy.api.base import format_time
+from gpu_tenancy.api.base import ConditionStatus, format_time
 from gpu_tenancy.api.node import NodeCondition, NodeConditionType, NodeReason
 from gpu_tenancy.api.pool import MiningPoolStatus, PoolCondition, PoolConditionType, PoolReason
 from gpu_tenancy.api.pricebook import BookCondition, BookConditionType, BookReason, PriceBookStatus
 from gpu_tenancy.core.actions import PoolOutlook
 from gpu_tenancy.core.pricing import Pricing
 from gpu_tenancy.core.snapshot import BookFacts, Failure, NodeFacts
-from gpu_tenancy.core.status import FALSE, TRUE, transition
-
-C = TypeVar("C", PoolCondition, BookCondition)
+from gpu_tenancy.core.status import FALSE, TRUE, rendered, transition
 
 
-def _conditions(
-    condition: type[C],
-    former: Iterable[C],
-    verdicts: Iterable[tuple[Any, bool, Any, str]],
-    generation: int,
-    now: datetime,
-) -> list[C]:
-    """`verdicts`: type, whether it holds, reason and message of each; the enums are those of the condition's kind."""
-    before = {one.type: one for one in former}
-    states = [(kind, TRUE if holds else FALSE, why, text) for kind, holds, why, text in verdicts]
-    return [
-        condition(
-            type=kind,
-            status=status,
-            reason=why,
-            message=text,
-            last_transition_time=transition(before.get(kind), status, now),
-            observed_generation=generation,
-        )
-        for kind, status, why, text in states
-    ]
+def _held(holds: bool) -> ConditionStatus:
+    return TRUE if holds else FALSE
 
 
 def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) -> MiningPoolStatus:
@@ -51,10 +29,10 @@ def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) ->
     reason, message = _pool_state(outlook)
     trouble = pool.invalid or (failure.message if failure else "")
     verdicts = (
-        (PoolConditionType.READY, reason in HEALTHY, reason, message),
+        (PoolConditionType.READY, _held(reason in HEALTHY), reason, message),
         (
             PoolConditionType.STALLED,
-            stalled,
+            _held(stalled),
             (PoolReason.INVALID_SPEC if pool.invalid else PoolReason.API_REJECTED)
             if stalled
             else PoolReason.UP_TO_DATE,
@@ -65,7 +43,7 @@ def pool_status(outlook: PoolOutlook, failure: Failure | None, now: datetime) ->
         observed_generation=pool.generation,
         assigned=outlook.assigned,
         mining=outlook.mining,
-        conditions=_conditions(PoolCondition, pool.status.conditions, verdicts, pool.generation, now),
+        conditions=rendered(PoolCondition, pool.status.conditions, verdicts, pool.generation, now),
     )
 
 
@@ -98,12 +76,12 @@ def book_status(book: BookFacts, pricing: Pricing, now: datetime) -> PriceBookSt
         else (BookReason.NONE, "")
     )
     verdicts = (
-        (BookConditionType.IN_EFFECT, current, *in_effect),
-        (BookConditionType.CONFLICT, conflict, *conflicting),
+        (BookConditionType.IN_EFFECT, _held(current), *in_effect),
+        (BookConditionType.CONFLICT, _held(conflict), *conflicting),
     )
     return PriceBookStatus(
         observed_generation=book.generation,
-        conditions=_conditions(BookCondition, book.status.conditions, verdicts, book.generation, now),
+        conditions=rendered(BookCondition, book.status.conditions, verdicts, book.generation, now),
     )
 
 

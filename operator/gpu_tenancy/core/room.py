@@ -88,8 +88,7 @@ def _never(message: str) -> Refusal:
 def _lasting_objection(node: NodeBook, want: Want) -> str:
     """Why the pods may never run on the node; taints that only say how the node is right now do not count."""
     facts = node.facts
-    lasting = (taint for taint in facts.taints if not taint.transitory)
-    return want.needs.objection(facts.name, facts.labels, lasting)
+    return want.needs.objection(facts.name, facts.labels, facts.lasting_taints)
 
 
 def _left_out(world: World) -> str:

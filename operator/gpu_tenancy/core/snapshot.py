@@ -79,6 +79,11 @@ class NodeFacts:
         return {gpu.uuid: gpu for gpu in self.gpus}
 
     @cached_property
+    def lasting_taints(self) -> tuple[Taint, ...]:
+        """Its taints but for those that only say how the node is right now."""
+        return tuple(taint for taint in self.taints if not taint.transitory)
+
+    @cached_property
     def leased(self) -> tuple[Slot, ...]:
         """Wanted devices of leases."""
         return tuple(slot for slot in self.slots if slot.holder.kind is HolderKind.GPU_LEASE)

@@ -6,8 +6,9 @@ status flips. There is no phase beside the conditions; the reason of `Ready` is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from gpu_tenancy.api.base import ConditionStatus, format_time, parse_duration
 from gpu_tenancy.api.lease import ConditionType, Cost, GpuLeaseStatus, LeaseCondition, LeaseEnd, Reason
@@ -113,18 +114,33 @@ def _conditions(outlook: Outlook, failure: Failure | None, now: datetime) -> lis
         ConditionType.EXPIRED: _expired(outlook, now),
         ConditionType.SETTLED: _settled(outlook),
     }
-    former = {condition.type: condition for condition in outlook.lease.status.conditions}
-    generation = outlook.lease.generation
+    lease = outlook.lease
+    states = ((kind, *verdict) for kind, verdict in verdicts.items())
+    return rendered(LeaseCondition, lease.status.conditions, states, lease.generation, now)
+
+
+C = TypeVar("C", LeaseCondition, PoolCondition, BookCondition)
+
+
+def rendered(
+    condition: type[C],
+    former: Iterable[C],
+    states: Iterable[tuple[Any, ConditionStatus, Any, str]],
+    generation: int,
+    now: datetime,
+) -> list[C]:
+    """`states`: type, status, reason and message of each condition; the enums are those of the condition's kind."""
+    before = {one.type: one for one in former}
     return [
-        LeaseCondition(
+        condition(
             type=kind,
             status=status,
             reason=reason,
             message=message,
-            last_transition_time=transition(former.get(kind), status, now),
+            last_transition_time=transition(before.get(kind), status, now),
             observed_generation=generation,
         )
-        for kind, (status, reason, message) in verdicts.items()
+        for kind, status, reason, message in states
     ]
 
 
