@@ -33,6 +33,10 @@ class Amount(NamedTuple):
         (cpu, memory, pods), (most_cpu, most_memory, most_pods) = self, other
         return cpu <= most_cpu and memory <= most_memory and pods <= most_pods
 
+    def of(self, count: int) -> Amount:
+        """So many times as much."""
+        return Amount(self.cpu_milli * count, self.memory * count, self.pods * count)
+
     def times(self, each: Amount) -> int:
         """How many times `each` fits into this; 1 where it is nothing at all."""
         pairs = ((self.cpu_milli, each.cpu_milli), (self.memory, each.memory), (self.pods, each.pods))

@@ -17,15 +17,12 @@ from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.pool import Devices, MiningPoolSpec
 from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
+from gpu_tenancy.core.books import GpuBook, NodeBook
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts, PoolFacts, once_per_node
-from gpu_tenancy.core.world import GpuBook, NodeBook
-from gpu_tenancy.mig.layout import Placement, filling
-from gpu_tenancy.mig.profiles import FULL
+from gpu_tenancy.mig.layout import Placement
 
-WHOLE: Final = Placement(FULL, 0)
-"""The one device of a GPU that is not in MIG mode."""
 _NEVER: Final = datetime(1, 1, 1, tzinfo=UTC)
 """No slot that is there was decided then: one that has to be made is told from it."""
 
@@ -106,8 +103,8 @@ def miner_slots(node: NodeBook, miners: Sequence[Miner], now: datetime) -> list[
     for book in node.gpus.values():
         # `Whole` means a whole GPU, or one in MIG mode of which nothing is rented.
         usable = beside_leases if book.hard else here
-        for placement in _places(book):
-            slot = _slot_at(book, placement)
+        for placement in book.places(book.hard):
+            slot = book.mined_at(placement)
             keeper = _keeper(slot, usable, challenged=planned) if slot else None
             if slot and keeper and keeper.needs.amount.at_most(free):
                 free -= keeper.needs.amount
@@ -136,27 +133,10 @@ def _fill(places: Iterable[tuple[GpuBook, Placement, Sequence[Miner]]], free: Am
         for miner in usable:
             if miner.needs.amount.at_most(free):
                 free -= miner.needs.amount
-                slot = _slot_at(book, placement)
+                slot = book.mined_at(placement)
                 stays = slot is not None and slot.holder.uid == miner.holder.uid
                 yield slot if slot is not None and stays else _slot(miner, book, placement, now)
                 break
-
-
-def _places(book: GpuBook) -> Sequence[Placement]:
-    """Devices that leases leave on the GPU; none where it is not healthy."""
-    if not book.gpu.healthy:
-        return ()
-    if book.mig:
-        return filling(book.gpu.model, book.hard)
-    return () if book.hard else (WHOLE,)
-
-
-def _slot_at(book: GpuBook, placement: Placement) -> Slot | None:
-    """What a pool holds there now."""
-    for slot in book.mined:
-        if slot.start == placement.start and slot.profile == placement.profile:
-            return slot
-    return None
 
 
 def _slot(miner: Miner, book: GpuBook, placement: Placement, now: datetime) -> Slot:

@@ -18,7 +18,7 @@ DRAINING_COST: Final = 10
 MINER_COST: Final = 1
 MOST_DEVICES: Final = 7
 """Devices that a GPU can be cut into."""
-_COMMON: Final = 420
+PER_POD: Final = 420
 """Least common multiple of 1…7, so that costs per pod compare as integers."""
 
 
@@ -50,7 +50,7 @@ def offer(state: GpuState, profile: str, most: int) -> Offer | None:
     before = _disturbance(state, state.hard)
     offers = [
         (
-            (_disturbance(state, state.hard | _union(state.model, profile, taken)) - before) * _COMMON // pods,
+            (_disturbance(state, state.hard | union(state.model, profile, taken)) - before) * PER_POD // pods,
             -pods,
             taken,
         )
@@ -63,11 +63,12 @@ def offer(state: GpuState, profile: str, most: int) -> Offer | None:
     return Offer(cost, ALL_SLICES.bit_count() - state.hard.bit_count(), minus_starts)
 
 
-def _union(model: str, profile: str, minus_starts: Iterable[int]) -> int:
-    union = 0
+def union(model: str, profile: str, minus_starts: Iterable[int]) -> int:
+    """Memory slices of devices with these starts, as bits."""
+    bits = 0
     for start in minus_starts:
-        union |= device_mask(model, profile, -start)
-    return union
+        bits |= device_mask(model, profile, -start)
+    return bits
 
 
 def _disturbance(state: GpuState, hard: int) -> int:

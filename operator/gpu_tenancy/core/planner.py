@@ -30,7 +30,9 @@ SECOND = timedelta(seconds=1)
 
 def plan(snapshot: Snapshot, now: datetime) -> Plan:
     """Decide everything that should be written now, and when to decide again."""
-    context = Context(World(snapshot.nodes, now), pricing(snapshot.books, now))
+    miners = ranked(snapshot.pools)
+    takes = {miner.holder.uid: miner.needs.amount for miner in miners}
+    context = Context(World(snapshot.nodes, now, takes), pricing(snapshot.books, now))
     stocks = take_stock(snapshot, now)
     for stock in stocks:
         if stock.keeps:
@@ -40,7 +42,6 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     stocks = [stock for stock in stocks if not stock.lease.unreadable]
     outlooks = [outlook(stock, now) for stock in stocks if not stock.wants]
     outlooks += _place_queue([stock for stock in stocks if stock.wants], context, snapshot, now)
-    miners = ranked(snapshot.pools)
     slots = {name: wanted_slots(node, miners, now) for name, node in context.world.nodes.items()}
     mining = writes.mining(snapshot, slots)
     return Plan(
@@ -105,16 +106,16 @@ def _place(stock: Stock, context: Context, snapshot: Snapshot, now: datetime) ->
         return _refused(stock, Refusal(Reason(failure.reason), failure.message))
     if refusal := checks.refusal(lease, context):
         return _refused(stock, refusal)
-    full = ""
-    for want in context.wants(lease):
-        # Nothing is given back within a plan: what did not fit once fits for nobody after.
-        seats = None if want in context.full else context.world.place(want)
-        if seats is not None:
-            return _placed(stock, seats, context.pricing.price(want.model, want.profile), now)
+    # Nothing is given back within a plan: what did not fit once fits for nobody after.
+    wants = context.wants(lease)
+    placed = context.world.place([want for want in wants if want not in context.full])
+    if placed is not None:
+        want = placed.want
+        return _placed(stock, placed.seats, context.pricing.price(want.model, want.profile), now)
+    for want in wants:
         if want not in context.full:
             context.full[want] = f"{room.no_room(want, context.world)}."
-        full = full or context.full[want]
-    return _refused(stock, Refusal(Reason.QUEUED, full))
+    return _refused(stock, Refusal(Reason.QUEUED, context.full[wants[0]] if wants else ""))
 
 
 def _refused(stock: Stock, refusal: Refusal) -> Outlook:

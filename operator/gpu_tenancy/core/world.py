@@ -9,18 +9,19 @@ them is taken.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from gpu_tenancy.api.node import Gpu, GpuMode, ObservedSlot, Slot
+from gpu_tenancy.api.node import ObservedSlot, Slot
 from gpu_tenancy.core.amounts import Amount
-from gpu_tenancy.core.offers import DRAINING_COST, MINER_COST, MOST_DEVICES, GpuState, Offer, offer
+from gpu_tenancy.core.books import GpuBook, NodeBook
+from gpu_tenancy.core.offers import DRAINING_COST, MINER_COST, MOST_DEVICES, PER_POD, GpuState, Offer, offer, union
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts, once_per_node
-from gpu_tenancy.mig.layout import Placement, device_mask
+from gpu_tenancy.mig.layout import ALL_SLICES, Placement, device_mask
 from gpu_tenancy.mig.profiles import FULL, of_model
 
 NO_MINERS: Final[frozenset[Placement]] = frozenset()
@@ -54,59 +55,26 @@ class Seat(NamedTuple):
     """First memory slice; 0 for whole GPUs."""
 
 
-class GpuBook:
-    """State of one GPU in the working copy."""
+class Placed(NamedTuple):
+    """Seats for all pods of a lease, taken in the working copy."""
 
-    __slots__ = ("draining", "gpu", "hard", "mig", "mined")
-
-    def __init__(self, gpu: Gpu) -> None:
-        self.gpu = gpu
-        self.mig = gpu.mode is GpuMode.MIG
-        """In MIG mode."""
-        self.hard = 0
-        """Memory slices held by leases, as bits."""
-        self.draining = 0
-        """Memory slices from which a former lease has not gone yet, as bits."""
-        self.mined: tuple[Slot, ...] = ()
-        """What pools hold."""
-
-
-class NodeBook:
-    """State of one node in the working copy."""
-
-    __slots__ = ("_gpus", "buckets", "facts", "free", "objection", "slots")
-
-    def __init__(self, facts: NodeFacts, objection: str) -> None:
-        """`objection`: why nothing may be planned on it; empty where it may."""
-        self.facts = facts
-        self.objection = objection
-        self.free: Amount = facts.allocatable - facts.foreign
-        """What leases leave; miners are not counted: they yield."""
-        self._gpus: dict[str, GpuBook] | None = None
-        self.slots: list[Slot] = []
-        """Devices that leases hold in the plan."""
-        self.buckets: dict[str, _WholeBucket] = {}
-        """Where the node is filed for its whole GPUs, by model."""
-
-    @property
-    def gpus(self) -> dict[str, GpuBook]:
-        """Its GPUs by UUID."""
-        if self._gpus is None:
-            self._gpus = {gpu.uuid: GpuBook(gpu) for gpu in self.facts.gpus}
-            for slot in self.facts.mined.values():
-                if book := self._gpus.get(slot.gpu):
-                    book.mined += (slot,)
-        return self._gpus
+    want: Want
+    cost: int
+    """What stops for it: `MINER_COST` for each miner, `DRAINING_COST` for each lease whose end it waits for."""
+    seats: list[Seat]
+    before: list[_Former]
 
 
 class World:
     """The cluster as the plan changes it."""
 
-    def __init__(self, nodes: Iterable[NodeFacts], now: datetime) -> None:
+    def __init__(self, nodes: Iterable[NodeFacts], now: datetime, takes: Mapping[str, Amount]) -> None:
+        """`takes`: what each miner of a pool takes of its node, by the pool's UID."""
         ordered = sorted(nodes, key=lambda facts: facts.name)
         self.nodes = {facts.name: NodeBook(facts, facts.objection(now)) for facts in ordered}
         self.all_models = sorted({model for facts in ordered for model in _unleased(facts).models})
         """Models of the GPUs that are there, sorted."""
+        self._takes = takes
         self.unseen = any(facts.unreadable and not facts.gpus for facts in ordered)
         """Some node cannot be read at all: it may have GPUs of any model."""
         self._slices: dict[GpuState, _SliceBucket] = {}
@@ -141,56 +109,102 @@ class World:
             self._models[profile] = [one for one in self.all_models if profile == FULL or profile in of_model(one)]
         return self._models[profile]
 
-    def place(self, want: Want) -> tuple[Seat, ...] | None:
-        """Seats for all pods at the least disturbance, taken in the working copy; None (and nothing taken) if one
-        pod finds none. Pods are alike, so a seat taken for one never spoils the count for the others."""
-        seats: list[Seat] = []
-        before: list[_Former] = []
-        while (remaining := want.pods - len(seats)) > 0:
-            found = self._whole_seats(want) if want.profile == FULL else self._slice_seats(want, remaining)
-            if not found:
-                self._undo(want, seats, before)
-                return None
-            for seat in found:
-                before += [(book, book.hard, book.draining) for book in seat.gpus]
-                self._take(want, seat)
-            seats += found
-        return tuple(seats)
+    def place(self, wants: Sequence[Want]) -> Placed | None:
+        """Seats for all pods of one of the wants, taken in the working copy: of the one that disturbs least, the first
+        among equals. None (and nothing taken) if none finds room."""
+        if len(wants) < 2:
+            return self._place(wants[0]) if wants else None
+        best: Placed | None = None
+        for want in wants:
+            if (tried := self._place(want)) is None:
+                continue
+            if tried.cost == 0:
+                return tried
+            self._give_back(tried)
+            best = min(best or tried, tried, key=_cost)
+        return self._place(best.want) if best else None
 
-    def _whole_seats(self, want: Want) -> list[Seat]:
-        """The best seat for one pod of whole GPUs."""
-        buckets = self._wholes.get(want.model, {})
+    def _place(self, want: Want) -> Placed | None:
+        """Seats for all pods at the least disturbance; None if one pod finds none. Pods are alike, so a seat taken for
+        one never spoils the count for the others."""
+        placed = Placed(want, 0, [], [])
+        while (remaining := want.pods - len(placed.seats)) > 0:
+            found = self._whole_seats(want) if want.profile == FULL else self._slice_seats(want, remaining)
+            if found is None:
+                self._give_back(placed)
+                return None
+            cost, seats = found
+            for seat in seats:
+                placed.before.extend((book, book.hard, book.draining) for book in seat.gpus)
+                self._take(want, seat)
+            placed.seats.extend(seats)
+            placed = placed._replace(cost=placed.cost + cost)
+        return placed
+
+    def _whole_seats(self, want: Want) -> _Found | None:
+        """The best seat for one pod of whole GPUs, and what it costs."""
         offers = [
             (_whole_cost(state, want.count), state.total, state)
-            for state, bucket in buckets.items()
+            for state, bucket in self._wholes.get(want.model, {}).items()
             if bucket and state.total >= want.count
         ]
-        for _, _, state in sorted(offers):
-            for node in buckets[state]:
-                if _fits(node, want):
-                    return [Seat(node, _pick(node, want), 0)]
-        return []
+        least: _Found | None = None
+        for cost, _, state in sorted(offers):
+            if least is not None and least[0] <= cost:
+                break
+            for node in self._wholes[want.model][state]:
+                if not _fits(node, want):
+                    continue
+                gpus = _pick(node, want)
+                # Miners that lose their CPU come on top of those that lose their GPU.
+                crowded = node.crowded_out(want.needs.amount, dict.fromkeys(gpus, ALL_SLICES), self._takes)
+                if least is None or cost + crowded < least[0]:
+                    least = cost + crowded, [Seat(node, gpus, 0)]
+                if not crowded:
+                    break
+        return least
 
-    def _slice_seats(self, want: Want, remaining: int) -> list[Seat]:
-        """The best seats for up to `remaining` pods on one MIG GPU.
+    def _slice_seats(self, want: Want, remaining: int) -> _Found | None:
+        """The best seats for up to `remaining` pods on one MIG GPU, and what they cost.
 
-        What a bucket's GPUs offer is first taken as if their nodes had room for all pods; one whose roomiest node has
-        less offers for as many as that, and has to be better than what the others offer.
+        What a bucket's GPUs offer is the least that seats there can cost: where no node has room for that many pods
+        without a miner losing its CPU, they cost more, and have to be better than what the others offer.
         """
         least: tuple[Offer, int, _SliceBucket, NodeBook] | None = None
         for best, number, bucket in self._ranking(want.model, want.profile, min(remaining, MOST_DEVICES)):
             if least is not None and least[:2] < (best, number):
                 break
-            pods = len(best.minus_starts)
-            room, node = _roomiest(bucket, want, pods)
-            if node is None:
+            found, node = self._best_in(bucket, best, want)
+            if found is not None and node is not None and (least is None or (found, number) < least[:2]):
+                least = found, number, bucket, node
+        if least is None:
+            return None
+        found, _, bucket, node = least
+        seats = [Seat(node, (_first(bucket, node),), -start) for start in found.minus_starts]
+        return found.cost * len(seats) // PER_POD, seats
+
+    def _best_in(self, bucket: _SliceBucket, best: Offer, want: Want) -> tuple[Offer | None, NodeBook | None]:
+        """The first node of the bucket where its GPUs offer what they do at best, or the one where they offer most."""
+        least, host = None, None
+        for node in bucket.nodes:
+            if not _fits(node, want):
                 continue
-            if room >= pods:
-                return _seats(best, bucket, node)
-            fewer = offer(bucket.state, want.profile, room)
-            if fewer is not None and (least is None or (fewer, number) < least[:2]):
-                least = (fewer, number, bucket, node)
-        return _seats(least[0], *least[2:]) if least is not None else []
+            found = self._offer(bucket, best, node, want)
+            if found == best:
+                return found, node
+            if least is None or (found.cost, -len(found.minus_starts)) < (least.cost, -len(least.minus_starts)):
+                least, host = found, node
+        return least, host
+
+    def _offer(self, bucket: _SliceBucket, best: Offer, node: NodeBook, want: Want) -> Offer:
+        """What a GPU of the bucket offers on a node that has room for one pod at least."""
+        found, pods = best, len(best.minus_starts)
+        if pods > 1 and (room := node.free.times(want.needs.amount)) < pods:
+            found = offer(bucket.state, want.profile, room) or best
+            pods = len(found.minus_starts)
+        after = bucket.state.hard | union(want.model, want.profile, found.minus_starts)
+        crowded = node.crowded_out(want.needs.amount.of(pods), {_first(bucket, node): after}, self._takes)
+        return found._replace(cost=found.cost + crowded * PER_POD // pods) if crowded else found
 
     def _ranking(self, model: str, profile: str, most: int) -> _Ranking:
         ranking = self._rankings.get((model, profile, most))
@@ -209,14 +223,14 @@ class World:
         seat.node.free -= want.needs.amount
         self._file(seat.node, seat.gpus)
 
-    def _undo(self, want: Want, seats: list[Seat], before: list[_Former]) -> None:
-        for seat in seats:
+    def _give_back(self, placed: Placed) -> None:
+        for seat in placed.seats:
             self._unfile(seat.node, seat.gpus)
-        for book, hard, draining in reversed(before):
+        for book, hard, draining in reversed(placed.before):
             book.hard, book.draining = hard, draining
-        for seat in seats:
-            seat.node.free += want.needs.amount
-        for seat in seats:
+        for seat in placed.seats:
+            seat.node.free += placed.want.needs.amount
+        for seat in placed.seats:
             self._file(seat.node, seat.gpus)
 
     def _drain(self, node: NodeBook, observed: ObservedSlot) -> None:
@@ -269,6 +283,9 @@ class World:
 
 _Former = tuple[GpuBook, int, int]
 """A GPU with the hard and draining masks it had before a seat was taken."""
+
+_Found = tuple[int, list[Seat]]
+"""Seats, and what they cost."""
 
 _WholeBucket = dict[NodeBook, None]
 """Nodes that are interchangeable for whole GPUs, in the order in which they came to be so."""
@@ -349,28 +366,17 @@ def _rank(ranking: _Ranking, bucket: _SliceBucket, model: str, profile: str, mos
         insort(ranking, (best, bucket.number, bucket))
 
 
-def _seats(best: Offer, bucket: _SliceBucket, node: NodeBook) -> list[Seat]:
-    """Seats on the first GPU of the node in the bucket."""
-    book = node.gpus[next(iter(bucket.nodes[node]))]
-    return [Seat(node, (book,), -start) for start in best.minus_starts]
+def _first(bucket: _SliceBucket, node: NodeBook) -> GpuBook:
+    """The GPU that is taken first of those on the node in the bucket."""
+    return node.gpus[next(iter(bucket.nodes[node]))]
+
+
+def _cost(placed: Placed) -> int:
+    return placed.cost
 
 
 def _fits(node: NodeBook, want: Want) -> bool:
     return want.needs.amount.at_most(node.free) and want.allowed_on(node.facts)
-
-
-def _roomiest(bucket: _SliceBucket, want: Want, pods: int) -> tuple[int, NodeBook | None]:
-    """The first node that has room for that many pods, or the one that has room for most."""
-    most, best = 0, None
-    for node in bucket.nodes:
-        if not _fits(node, want):
-            continue
-        room = 1 if pods == 1 else node.free.times(want.needs.amount)
-        if room >= pods:
-            return pods, node
-        if room > most:
-            most, best = room, node
-    return most, best
 
 
 def _node_state(node: NodeBook, model: str) -> _NodeState:

@@ -24,6 +24,7 @@ from gpu_tenancy.mig.profiles import FULL, of_model
 from tests.unit.core.builders import MODEL, ROOMY, START, gpus
 from tests.unit.core.simulation import Cluster, mask
 
+OTHER = "A100-PCIE-40GB"
 PROFILES = ("1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb")
 
 Seat = tuple[tuple[str, int], ...]
@@ -72,14 +73,18 @@ def fewest(nodes: tuple[NodeFacts, ...], profile: str, count: int, pods: int, ta
     return min((answer for answer in answers if answer is not None), default=None)
 
 
-def settled(leases: Iterable[str], idle: int) -> Cluster:
-    """A small cluster with these leases, everything else mining but the first `idle` devices of the first node."""
+def settled(leases: Iterable[str], idle: int, cpus: Iterable[int] = ()) -> Cluster:
+    """A small cluster with these leases of one CPU, everything else mining on one CPU each but the first `idle` devices
+    of the first node. `cpus`: of its nodes, where that is little; the third has another model."""
     cluster = Cluster()
     cluster.add_node("a", 3, mig={2})
     cluster.add_node("b", 4, mig={2, 3})
+    for name, cpu in zip("abc", cpus, strict=False):
+        node = cluster.nodes.get(name) or cluster.add_node(name, 2, model=OTHER)
+        node.allocatable = Amount(cpu * 1000, ROOMY.memory, 110)
     for number, profile in enumerate(leases):
         cluster.create(f"l{number}", profile)
-    cluster.add_pool()
+    cluster.add_pool(resources={"cpu": "1", "memory": "1Gi"})
     cluster.run(8)
     node = cluster.nodes["a"]
     kept = [slot for slot in node.slots if slot.holder.kind is HolderKind.GPU_LEASE]
@@ -118,6 +123,96 @@ def test_no_other_choice_displaces_fewer_miners(
     assert len(before_miners - after_miners) == best
     leased = {one for slots in after.values() for one in devices(slots, HolderKind.GPU_LEASE)}
     assert devices(held, HolderKind.GPU_LEASE) <= leased
+
+
+# --- several models, and little CPU ---------------------------------------------------------------------------------
+
+
+def test_of_several_models_the_one_is_taken_on_which_fewer_miners_stop() -> None:
+    cluster = Cluster()
+    cluster.add_node("busy", 4, model=OTHER)
+    cluster.add_node("idle", 4).cordoned = True  # nobody mines on it
+    cluster.add_pool()
+    cluster.run(5)
+    cluster.nodes["idle"].cordoned = False
+    gang = cluster.create("gang", "full", 2, pods=2)
+    decided = plan(cluster.snapshot(), cluster.now)
+    assert [one.nodes for one in decided.leases if one.lease.uid == gang] == [("idle",)]
+    named = cluster.create("named", "full", 2, model=OTHER)
+    decided = plan(cluster.snapshot(), cluster.now)
+    assert [one.nodes for one in decided.leases if one.lease.uid == named] == [("busy",)]
+
+
+def test_between_models_on_which_as_many_miners_stop_the_first_by_name_is_taken() -> None:
+    cluster = Cluster()
+    cluster.add_node("a", 2)
+    cluster.add_node("b", 2, model=OTHER)
+    cluster.add_pool()
+    cluster.run(5)
+    lease = cluster.create("lease", "full", 2)
+    decided = plan(cluster.snapshot(), cluster.now)
+    assert [one.nodes for one in decided.leases if one.lease.uid == lease] == [("b",)]
+
+
+def test_a_lease_that_needs_much_cpu_goes_where_it_leaves_miners_theirs() -> None:
+    cluster = Cluster()
+    cluster.add_node("small", 8).allocatable = Amount(16_000, ROOMY.memory, 110)
+    cluster.add_node("spacious", 8)
+    cluster.add_pool(resources={"cpu": "1", "memory": "1Gi"})
+    cluster.run(5)
+    lease = cluster.create("lease", "full", 1, cpu="12", memory="1Gi")
+    cluster.run(5)
+    assert cluster.is_true(lease)
+    assert {node for node, _ in cluster.slots_of(lease)} == {"spacious"}
+    assert sum(cluster.mining().values()) == 15
+
+
+@given(
+    cpus=st.tuples(st.integers(3, 9), st.integers(3, 9), st.integers(3, 9)),
+    leases=st.lists(st.sampled_from((FULL, *PROFILES)), max_size=3),
+    idle=st.integers(0, 2),
+    profile=st.sampled_from((FULL, *PROFILES)),
+    count=st.integers(1, 3),
+    cpu=st.integers(1, 7),
+)
+def test_no_other_choice_displaces_fewer_miners_where_cpu_is_short(
+    cpus: tuple[int, int, int], leases: list[str], idle: int, profile: str, count: int, cpu: int
+) -> None:
+    count = count if profile == FULL else 1
+    cluster = settled(leases, idle, cpus)
+    nodes = tuple(node.facts() for node in cluster.nodes.values())
+    before = miners(nodes)
+    best = min(displaced_by_any_seat(nodes, profile, count, cpu), default=None)
+    assume(best is not None)
+
+    uid = cluster.create("new", profile, count, cpu=str(cpu), memory="1Gi")
+    decided = plan(cluster.snapshot(), cluster.now)
+    after = {node.name: node.slots for node in nodes}
+    after |= {action.node: action.slots for action in decided.actions if isinstance(action, SetSlots)}
+    assert uid not in decided.refusals
+    assert len(before - {one for slots in after.values() for one in devices(slots, HolderKind.MINING_POOL)}) == best
+
+
+def miners(nodes: Iterable[NodeFacts]) -> set[str]:
+    """Devices that are mined."""
+    return {one for node in nodes for one in devices(node.slots, HolderKind.MINING_POOL)}
+
+
+def displaced_by_any_seat(nodes: tuple[NodeFacts, ...], profile: str, count: int, cpu: int) -> Iterator[int]:
+    """For each way to seat one pod with that much CPU: the miners that lose their GPU or their CPU."""
+    for node in nodes:
+        held = [slot for slot in node.slots if slot.holder.kind is HolderKind.GPU_LEASE]
+        taken: dict[str, int] = {}
+        for slot in held:
+            taken[slot.gpu] = taken.get(slot.gpu, 0) | mask(slot)
+        left = node.allocatable.cpu_milli // 1000 - len(held) - cpu  # each lease before is of one pod with 1 CPU
+        if left < 0:
+            continue
+        mined = [slot for slot in node.slots if slot.holder.kind is HolderKind.MINING_POOL]
+        for seat in set(seats([node], profile, count, taken)):
+            after = taken | {gpu: taken.get(gpu, 0) | bits for gpu, bits in seat}
+            staying = sum(1 for slot in mined if _stays(slot, node.gpu_of[slot.gpu], after.get(slot.gpu, 0)))
+            yield len(mined) - min(staying, left)
 
 
 # --- large gangs of slices ------------------------------------------------------------------------------------------
@@ -170,12 +265,12 @@ def test_no_way_to_seat_a_large_gang_of_slices_stops_fewer_miners(
     found: list[MiningGpu], profile: str, pods: int
 ) -> None:
     best = fewest_stopped(found, profile, pods)
-    world = World([_mining_node(found)], START)
+    world = World([_mining_node(found)], START, {})
     for gpu, (held, _) in zip(world.nodes["a"].gpus.values(), found, strict=True):
         gpu.hard = held
         world.nodes["a"].slots.append(_slot(gpu.gpu.uuid, "held", 0, HolderKind.GPU_LEASE))
     world.settle()
-    placed = world.place(Want(profile, 1, pods, MODEL, PodNeeds(Amount(1, 1, 1))))
+    placed = world.place([Want(profile, 1, pods, MODEL, PodNeeds(Amount(1, 1, 1)))])
     assert (placed is None) == (best is None)
     if placed is not None:
         after = [book.hard for book in world.nodes["a"].gpus.values()]

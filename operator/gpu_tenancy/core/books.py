@@ -1,0 +1,117 @@
+"""The planner's mutable working copy of one node and its GPUs, and which miners are left on it. Pure.
+
+Leases are hard: what they take is gone. Miners are soft: they yield their GPU to a lease, and their CPU and memory too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from gpu_tenancy.api.node import Gpu, GpuMode, Slot
+from gpu_tenancy.core.amounts import NOTHING, Amount, total
+from gpu_tenancy.core.snapshot import NodeFacts
+from gpu_tenancy.mig.layout import Placement, filling
+from gpu_tenancy.mig.profiles import FULL
+
+WHOLE: Final = Placement(FULL, 0)
+"""The one device of a GPU that is not in MIG mode."""
+
+
+class GpuBook:
+    """State of one GPU in the working copy."""
+
+    __slots__ = ("draining", "gpu", "hard", "mig", "mined")
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.mig = gpu.mode is GpuMode.MIG
+        """In MIG mode."""
+        self.hard = 0
+        """Memory slices held by leases, as bits."""
+        self.draining = 0
+        """Memory slices from which a former lease has not gone yet, as bits."""
+        self.mined: tuple[Slot, ...] = ()
+        """What pools hold."""
+
+    def places(self, hard: int) -> Sequence[Placement]:
+        """Devices that are left on the GPU where leases hold these memory slices; none where it is not healthy."""
+        if not self.gpu.healthy:
+            return ()
+        if self.mig:
+            return filling(self.gpu.model, hard)
+        return () if hard else (WHOLE,)
+
+    def mined_at(self, placement: Placement) -> Slot | None:
+        """What a pool holds there now."""
+        for slot in self.mined:
+            if slot.start == placement.start and slot.profile == placement.profile:
+                return slot
+        return None
+
+
+class NodeBook:
+    """State of one node in the working copy."""
+
+    __slots__ = ("_gpus", "_mining", "buckets", "facts", "free", "objection", "slots")
+
+    def __init__(self, facts: NodeFacts, objection: str) -> None:
+        """`objection`: why nothing may be planned on it; empty where it may."""
+        self.facts = facts
+        self.objection = objection
+        self.free: Amount = facts.allocatable - facts.foreign
+        """What leases leave; miners are not counted: they yield."""
+        self._gpus: dict[str, GpuBook] | None = None
+        self._mining: Amount | None = None
+        self.slots: list[Slot] = []
+        """Devices that leases hold in the plan."""
+        self.buckets: dict[str, dict[NodeBook, None]] = {}
+        """Nodes that are interchangeable with it for whole GPUs, itself among them, by model."""
+
+    @property
+    def gpus(self) -> dict[str, GpuBook]:
+        """Its GPUs by UUID."""
+        if self._gpus is None:
+            self._gpus = {gpu.uuid: GpuBook(gpu) for gpu in self.facts.gpus}
+            for slot in self.facts.mined.values():
+                if book := self._gpus.get(slot.gpu):
+                    book.mined += (slot,)
+        return self._gpus
+
+    def crowded_out(self, amount: Amount, after: Mapping[GpuBook, int], takes: Mapping[str, Amount]) -> int:
+        """Miners that would lose not their GPU but their CPU, memory or pod slot to pods that take this much.
+
+        `after`: what leases hold of the GPUs that the pods get, as bits. `takes`: what each miner of a pool takes of
+        its node, by the pool's UID.
+        """
+        if self._mining is None:
+            self._mining = total(_take(slot, takes) for slot in self.facts.mined.values())
+        if (self._mining + amount).at_most(self.free):
+            return 0
+        books = self.gpus.values()
+        now = [_take(slot, takes) for book in books for slot in _staying(book, book.hard)]
+        then = [_take(slot, takes) for book in books for slot in _staying(book, after.get(book, book.hard))]
+        stopped = _fitting(now, self.free) - _fitting(then, self.free - amount)
+        return max(0, stopped - (len(now) - len(then)))
+
+
+def _staying(book: GpuBook, hard: int) -> Iterator[Slot]:
+    """Miners that keep their device where leases hold these memory slices."""
+    for place in book.places(hard) if book.mined else ():
+        if (slot := book.mined_at(place)) is not None:
+            yield slot
+
+
+def _take(slot: Slot, takes: Mapping[str, Amount]) -> Amount:
+    """What the miner takes of its node; nothing, where its pool is gone and it goes too."""
+    return takes.get(slot.holder.uid, NOTHING)
+
+
+def _fitting(amounts: Iterable[Amount], free: Amount) -> int:
+    """How many of them fit, each in its turn."""
+    count = 0
+    for amount in amounts:
+        if amount.at_most(free):
+            free -= amount
+            count += 1
+    return count
