@@ -63,7 +63,7 @@ def run(runs: int) -> list[Figure]:
         leases=tuple(leases(LEASES)),
         pools=(POOL,),
         nodes=tuple(nodes()),
-        books=(BookFacts("book", "book-uid", 1, BOOK, PriceBookStatus()),),
+        books=(BookFacts("book", "book-uid", 1, NOW, BOOK, PriceBookStatus()),),
         miners=tuple(miners(nodes())),
     )
     placed = plan(queue, NOW)

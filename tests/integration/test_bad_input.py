@@ -6,6 +6,7 @@ test leaves it as it found it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -181,27 +182,41 @@ async def test_without_any_price_book_a_lease_runs_unpriced_and_says_so(world: W
 
 
 @story
-async def test_books_that_begin_at_the_same_instant_annul_each_other_and_the_older_price_stays(world: World) -> None:
-    instant = "2026-02-01T00:00:00Z"
-    await world.create(price_book("older", {"full": "100.00"}))
-    await world.create(price_book("one", {"full": "200.00"}, effectiveFrom=instant))
-    await world.create(price_book("two", {"full": "300.00"}, effectiveFrom=instant))
-    for name in ("one", "two"):
+async def test_a_twin_of_the_book_in_effect_conflicts_and_the_older_price_stays(world: World) -> None:
+    await world.create(price_book("list", {"full": "100.00"}))
+    await _book(world, "list", "InEffect", "True")
+    await asyncio.sleep(1.1)  # creation timestamps are whole seconds
+    await world.create(price_book("twin", {"full": "300.00"}))
+    for name, other in (("list", "twin"), ("twin", "list")):
         book = await _book(world, name, "Conflict", "True")
-        assert "Another PriceBook has the same effectiveFrom" in told(book, "Conflict")
-        assert (condition_of(book, "InEffect") or {})["status"] == "False"
-    await _book(world, "older", "InEffect", "True")
+        stays = "PriceBook list stays in effect. Delete all but one."
+        assert told(book, "Conflict") == f"PriceBook {other} has the same effectiveFrom; {stays}"
+        assert (condition_of(book, "InEffect") or {})["status"] == ("True" if name == "list" else "False")
+        assert ("Warning", "SameInstant") in await _told_of(world, name)
     await world.create(lease("before", gpus=WHOLE))
     before = await world.ready("before")
-    assert before["status"]["price"] == {"perHour": "100.00", "currency": "RUB", "book": "older"}
-    await world.delete(resources.PRICE_BOOKS, "two")
-    await _book(world, "one", "InEffect", "True")
-    await _book(world, "one", "Conflict", "False")
+    assert before["status"]["price"] == {"perHour": "100.00", "currency": "RUB", "book": "list"}
+    await world.delete(resources.PRICE_BOOKS, "list")
+    await _book(world, "twin", "InEffect", "True")
+    await _book(world, "twin", "Conflict", "False")
     await world.create(lease("after", gpus=WHOLE))
     after = await world.ready("after")
-    assert after["status"]["price"]["book"] == "one"
+    assert after["status"]["price"]["book"] == "twin"
     [record] = await world.records("before")
     assert record["spec"]["price"]["perHour"] == "100.00"
+
+
+async def _told_of(world: World, name: str) -> set[tuple[str, str]]:
+    """Type and reason of the Events about a cluster-scoped object, once there are any."""
+
+    async def look() -> list[Object]:
+        return await world.api.items("/api/v1/namespaces/default/events", fieldSelector=f"involvedObject.name={name}")
+
+    async def warned() -> bool:
+        return any(event["type"] == "Warning" for event in await look())
+
+    await eventually(f"an Event that warns of {name}", warned)
+    return {(event["type"], event["reason"]) for event in await look()}
 
 
 @story

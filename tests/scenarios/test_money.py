@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from gpu_tenancy.api.base import ConditionStatus
 from gpu_tenancy.api.lease import ConditionType, Price, Reason
 from gpu_tenancy.api.pricebook import BookConditionType, BookReason
 from gpu_tenancy.core.planner import plan
@@ -50,6 +51,62 @@ def test_a_book_in_the_future_waits_for_its_time_and_wakes_the_plan() -> None:
     cluster.run(21)
     assert _states(cluster, "next")[BookConditionType.IN_EFFECT] is BookReason.IN_EFFECT
     assert _states(cluster, "old")[BookConditionType.IN_EFFECT] is BookReason.SUPERSEDED
+
+
+def test_a_twin_of_the_book_in_effect_changes_nothing_but_is_told_of() -> None:
+    cluster = cluster_with(old={"full": "36.00"})
+    cluster.run(1)
+    begins = cluster.now
+    cluster.add_book("list", book_spec({"full": "72.00"}, begins=begins))
+    cluster.run(1)
+    cluster.add_book("twin", book_spec({"full": "7.20"}, begins=begins))
+    cluster.run(1)
+    stays = "PriceBook list stays in effect. Delete all but one."
+    told = {one.type: one for one in cluster.books["list"].status.conditions}
+    assert told[BookConditionType.IN_EFFECT].reason is BookReason.IN_EFFECT
+    assert told[BookConditionType.CONFLICT].message == f"PriceBook twin has the same effectiveFrom; {stays}"
+    told = {one.type: one for one in cluster.books["twin"].status.conditions}
+    assert told[BookConditionType.IN_EFFECT].status is ConditionStatus.FALSE
+    assert told[BookConditionType.CONFLICT].message == f"PriceBook list has the same effectiveFrom; {stays}"
+    lease = cluster.create("train")
+    cluster.run(3)
+    assert _book_of(cluster, lease) == "list"
+
+
+def test_books_of_one_instant_that_has_not_come_leave_the_price_before_them() -> None:
+    cluster = cluster_with(old={"full": "36.00"})
+    begins = cluster.now + timedelta(seconds=5)
+    for name in ("one", "other"):
+        cluster.add_book(name, book_spec({"full": "99.00"}, begins=begins))
+        cluster.run(1)
+    cluster.run(6)
+    assert {_states(cluster, name)[BookConditionType.IN_EFFECT] for name in ("one", "other")} == {
+        BookReason.SAME_INSTANT
+    }
+    lease = cluster.create("train")
+    cluster.run(3)
+    assert _book_of(cluster, lease) == "old"
+
+
+def test_where_two_books_of_one_instant_are_all_there_is_both_say_that_nothing_is_sold() -> None:
+    cluster = cluster_with()
+    for name in ("one", "other"):
+        cluster.add_book(name, book_spec({"full": "99.00"}, begins=START))
+    lease = cluster.create("train")
+    cluster.run(1)
+    (message,) = {
+        one.message for one in cluster.books["one"].status.conditions if one.reason is BookReason.SAME_INSTANT
+    }
+    assert message == "PriceBook other has the same effectiveFrom; no PriceBook is in effect. Delete all but one."
+    assert cluster.condition(lease).reason is Reason.NO_RATE
+    del cluster.books["other"]
+    cluster.run(3)
+    assert _book_of(cluster, lease) == "one"
+
+
+def _book_of(cluster: Cluster, lease: str) -> str | None:
+    price = cluster.leases[lease].status.price
+    return price.book if price else None
 
 
 def test_two_books_of_one_instant_conflict_and_the_older_price_stays() -> None:

@@ -82,7 +82,6 @@ class Reason(StrEnum):
     UNPRICED = "Unpriced"
     PLACED = "Placed"
     PREPARING = "Preparing"
-    AGENT_SILENT = "AgentSilent"
     DEVICE_FAILED = "DeviceFailed"
     NODE_LOST = "NodeLost"
     READY = "Ready"
@@ -127,7 +126,8 @@ class GpusSpec(ApiModel):
     """Devices per pod, all on one node: 1 to 16 for `full`; exactly 1 for a slice, because CUDA sees only one MIG
     device per process."""
     model: str | None = Field(default=None, min_length=1, max_length=63)
-    """GPU model by its NVML name without the vendor, e.g. A100-SXM4-80GB. Absent: any model that fits."""
+    """GPU model by its NVML name without the vendor, e.g. A100-SXM4-80GB. Absent: any model that fits, the same
+    for all pods; of several the one on which fewest miners stop."""
 
 
 class PodResources(ApiModel):
@@ -363,7 +363,7 @@ class GpuLeaseStatus(ApiModel):
     node_names: str | None = Field(default=None, max_length=4096)
     """The same nodes as one string, for people; absent while it holds none."""
     position: int | None = Field(default=None, ge=1)
-    """Place in the queue, 1 is next; absent when not queued."""
+    """Place in the queue: 1 is looked at first, and a later one that fits goes ahead of it; absent when not queued."""
     segment: int = Field(default=0, ge=0)
     """Number of the current or last billing segment."""
     billable_from: Time | None = None

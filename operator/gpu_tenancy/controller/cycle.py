@@ -11,13 +11,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from gpu_tenancy.api.base import ApiModel
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
-from gpu_tenancy.controller.events import Events, transitions
+from gpu_tenancy.api.pool import MiningPoolStatus
+from gpu_tenancy.api.pricebook import PriceBookStatus
+from gpu_tenancy.controller.events import Events, Note, platform_transitions, transitions
 from gpu_tenancy.controller.execute import Execute
 from gpu_tenancy.controller.gather import Gather
 from gpu_tenancy.controller.metrics import Metrics
@@ -51,6 +52,7 @@ BROKEN_CYCLES: Final = 3
 LONGEST_UNLISTED: Final = 180.0
 """Seconds without a listing of everything, or three of its periods, after which what is known may be long out of
 date."""
+PlatformStatus = MiningPoolStatus | PriceBookStatus
 LEFT_ALONE: Final = "It is left as it is, and so is what depends on it, until it can be read."
 
 
@@ -310,15 +312,19 @@ class Cycle:
         ):
             return
         self._statuses.stored(lease.uid, now)
-        for note in transitions(lease.status, new):
-            self.events.post(resources.GPU_LEASES, body, *note)
+        notes = tuple(transitions(lease.status, new))
+        self._tell(resources.GPU_LEASES, body, notes)
+        for note in notes:
             self._metrics.count_transition(note)
 
-    async def _report_plain(self, resource: Resource, key: Key, old: ApiModel, new: ApiModel, outcome: Outcome) -> None:
+    async def _report_plain(
+        self, resource: Resource, key: Key, old: PlatformStatus, new: PlatformStatus, outcome: Outcome
+    ) -> None:
         body = self.views.store.get(resource, key.namespace or None, key.name)
         if body is None or old == new:
             return
-        await self._write(resource, body, new.to_wire(), outcome)
+        if await self._write(resource, body, new.to_wire(), outcome):
+            self._tell(resource, body, platform_transitions(old.conditions, new.conditions))
 
     async def _mark(self, node: NodeFacts, outcome: Outcome, now: datetime) -> None:
         """Say on a GpuNode that its agent is silent, and take that back once it is heard."""
@@ -327,7 +333,12 @@ class Cycle:
         if conditions == node.conditions or body is None:
             return
         wire = {**(body.get("status") or {}), "conditions": [one.to_wire() for one in conditions]}
-        await self._write(resources.GPU_NODES, body, wire, outcome)
+        if await self._write(resources.GPU_NODES, body, wire, outcome):
+            self._tell(resources.GPU_NODES, body, platform_transitions(node.conditions, conditions))
+
+    def _tell(self, resource: Resource, body: Object, notes: Iterable[Note]) -> None:
+        for note in notes:
+            self.events.post(resource, body, *note)
 
     async def _write(self, resource: Resource, body: Object, wire: Object, outcome: Outcome) -> bool:
         """Write a status; whether it was. One that is refused is tried again like everything else, without haste."""

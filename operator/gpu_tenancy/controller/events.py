@@ -15,6 +15,9 @@ from typing import Final, NamedTuple
 from gpu_tenancy.api import names
 from gpu_tenancy.api.base import ConditionStatus, format_time
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
+from gpu_tenancy.api.node import NodeCondition, NodeConditionType
+from gpu_tenancy.api.pool import PoolCondition, PoolConditionType
+from gpu_tenancy.api.pricebook import BookCondition, BookConditionType
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import AlreadyExists, KubeError
@@ -30,6 +33,13 @@ WARNINGS: Final = frozenset({
     Reason.EXTENSION_REFUSED, Reason.API_REJECTED, Reason.UNPRICED, Reason.NODE_LOST, Reason.NOTICE_GIVEN,
     Reason.FAILED, Reason.UNREADABLE,
 })  # fmt: skip
+PLATFORM_NEWS: Final = {
+    BookConditionType.IN_EFFECT: "Normal",
+    BookConditionType.CONFLICT: "Warning",
+    PoolConditionType.STALLED: "Warning",
+    NodeConditionType.AGENT_SILENT: "Warning",
+}
+"""Conditions of what the platform team and finance own that are news once they hold, and of what type."""
 
 
 class Note(NamedTuple):
@@ -53,6 +63,18 @@ def transitions(old: GpuLeaseStatus, new: GpuLeaseStatus) -> Iterable[Note]:
     if new.ended is not None and old.ended is None:
         kind = "Warning" if new.ended.reason in WARNINGS else "Normal"
         yield Note(kind, str(new.ended.reason), new.ended.message)
+
+
+def platform_transitions(
+    old: Iterable[PoolCondition | BookCondition | NodeCondition],
+    new: Iterable[PoolCondition | BookCondition | NodeCondition],
+) -> Iterable[Note]:
+    """What of the change of a pool, a book or a node is news to those who own it."""
+    held = {condition.type for condition in old if condition.status is ConditionStatus.TRUE}
+    for condition in new:
+        kind = PLATFORM_NEWS.get(condition.type)
+        if kind and condition.status is ConditionStatus.TRUE and condition.type not in held:
+            yield Note(kind, str(condition.reason), condition.message)
 
 
 def _is_news(kind: ConditionType, status: ConditionStatus, reason: Reason) -> bool:

@@ -279,8 +279,15 @@ class Gather:
         metadata = body["metadata"]
         spec, invalid = self._parse(PriceBookSpec, body, "spec")
         status, _ = self._parse(PriceBookStatus, body, "status")
-        generation = metadata.get("generation", 1)
-        return BookFacts(metadata["name"], metadata["uid"], generation, spec, status or PriceBookStatus(), invalid)
+        return BookFacts(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            generation=metadata.get("generation", 1),
+            created=_time(metadata["creationTimestamp"]),
+            spec=spec,
+            status=status or PriceBookStatus(),
+            invalid=invalid,
+        )
 
     def _miners(self, claims: dict[str, digests.Claim]) -> tuple[MinerFacts, ...]:
         pods = {key: pod for key, pod in self._views.pods.items.items() if is_miners(pod.metadata)}

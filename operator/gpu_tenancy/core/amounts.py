@@ -65,6 +65,11 @@ class Amount(NamedTuple):
 NOTHING = Amount()
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things for people: "1 pod", "2 pods"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def cores(cpu_milli: int) -> str:
     """CPU for people: "16", "0.5"."""
     return f"{max(cpu_milli, 0) / 1000:g}"

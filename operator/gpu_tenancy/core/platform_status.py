@@ -5,6 +5,7 @@ As in `core.status`: (facts, what the plan found out, now) -> status, and nothin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -64,20 +65,12 @@ def _pool_state(outlook: PoolOutlook) -> tuple[PoolReason, str]:
 
 def book_status(book: BookFacts, pricing: Pricing, now: datetime) -> PriceBookStatus:
     """Status of a PriceBook."""
-    conflict = book.name in pricing.conflicting
     current = pricing.current is not None and pricing.current.name == book.name
-    in_effect = _book_state(book, pricing, conflict, current, now)
-    conflicting = (
-        (
-            BookReason.SAME_INSTANT,
-            "Another PriceBook has the same effectiveFrom: neither takes effect. Delete one of them.",
-        )
-        if conflict
-        else (BookReason.NONE, "")
-    )
+    rivals = pricing.rivals.get(book.name, ())
+    conflict = (BookReason.SAME_INSTANT, _conflict(rivals, pricing)) if rivals else (BookReason.NONE, "")
     verdicts = (
-        (BookConditionType.IN_EFFECT, _held(current), *in_effect),
-        (BookConditionType.CONFLICT, _held(conflict), *conflicting),
+        (BookConditionType.IN_EFFECT, _held(current), *_book_state(book, pricing, now)),
+        (BookConditionType.CONFLICT, _held(bool(rivals)), *conflict),
     )
     return PriceBookStatus(
         observed_generation=book.generation,
@@ -85,19 +78,23 @@ def book_status(book: BookFacts, pricing: Pricing, now: datetime) -> PriceBookSt
     )
 
 
-def _book_state(
-    book: BookFacts, pricing: Pricing, conflict: bool, current: bool, now: datetime
-) -> tuple[BookReason, str]:
+def _conflict(rivals: Sequence[str], pricing: Pricing) -> str:
+    stays = f"PriceBook {pricing.current.name} stays in effect" if pricing.current else "no PriceBook is in effect"
+    named = f"PriceBook{'s' if len(rivals) > 1 else ''} {', '.join(rivals)}"
+    return f"{named} {'have' if len(rivals) > 1 else 'has'} the same effectiveFrom; {stays}. Delete all but one."
+
+
+def _book_state(book: BookFacts, pricing: Pricing, now: datetime) -> tuple[BookReason, str]:
     if book.spec is None:
         return BookReason.INVALID_SPEC, book.invalid
-    if current:
+    current = pricing.current
+    if current is not None and current.name == book.name:
         return BookReason.IN_EFFECT, f"{len(book.spec.rates)} rates in {book.spec.currency} are in effect."
-    if conflict:
-        return BookReason.SAME_INSTANT, "The older price stays in effect."
-    if book.spec.effective_from > now:
+    if rivals := pricing.rivals.get(book.name):
+        return BookReason.SAME_INSTANT, _conflict(rivals, pricing)
+    if current is None or book.spec.effective_from > now:
         return BookReason.NOT_YET, f"Takes effect at {format_time(book.spec.effective_from)}."
-    name = pricing.current.name if pricing.current else "another book"
-    return BookReason.SUPERSEDED, f"Superseded by {name}."
+    return BookReason.SUPERSEDED, f"Superseded by {current.name}."
 
 
 def node_conditions(node: NodeFacts, now: datetime) -> tuple[NodeCondition, ...]:

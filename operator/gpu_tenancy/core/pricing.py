@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -17,6 +17,7 @@ class Book(NamedTuple):
     """A readable PriceBook."""
 
     name: str
+    created: datetime
     effective_from: datetime
     currency: str
     rates: dict[tuple[str, str], Price]
@@ -31,8 +32,8 @@ class Pricing:
     """The book in effect; None: leases run unpriced if `exists` is False, and are refused otherwise."""
     exists: bool
     """There is some PriceBook, readable or not."""
-    conflicting: frozenset[str]
-    """Names of books that begin at the same instant as another: none of them takes effect."""
+    rivals: Mapping[str, tuple[str, ...]]
+    """For each book that begins at the same instant as others, their names."""
     next_change: datetime | None
     """When another book takes effect."""
 
@@ -46,25 +47,40 @@ class Pricing:
 
 
 def pricing(books: Sequence[BookFacts], now: datetime) -> Pricing:
-    """In effect is the latest book that has begun; books that share an instant annul each other."""
-    readable = [_book(book.name, book.spec) for book in books if book.spec is not None]
-    instants = Counter(book.effective_from for book in readable)
-    valid = [book for book in readable if instants[book.effective_from] == 1]
+    """In effect is the latest book that has begun. Books that share an instant annul each other, but for one that had
+    begun before the others were there: a twin made by mistake must not end the sale."""
+    twins: dict[datetime, list[Book]] = defaultdict(list)
+    for facts in books:
+        if facts.spec is not None:
+            twins[facts.spec.effective_from].append(_book(facts, facts.spec))
+    valid = [survivor for group in twins.values() if (survivor := _survivor(group)) is not None]
     begun = [book for book in valid if book.effective_from <= now]
     return Pricing(
         current=max(begun, key=lambda book: book.effective_from, default=None),
         exists=bool(books),
-        conflicting=frozenset(book.name for book in readable if instants[book.effective_from] > 1),
+        rivals={
+            book.name: tuple(other.name for other in group if other is not book)
+            for group in twins.values()
+            if len(group) > 1
+            for book in group
+        },
         next_change=_earliest(book.effective_from for book in valid if book.effective_from > now),
     )
 
 
-def _book(name: str, spec: PriceBookSpec) -> Book:
+def _survivor(group: list[Book]) -> Book | None:
+    """Of the books of one instant the one that counts, if any."""
+    first, *others = sorted(group, key=lambda book: book.created)
+    had_begun = all(max(first.created, first.effective_from) < other.created for other in others)
+    return first if had_begun else None
+
+
+def _book(facts: BookFacts, spec: PriceBookSpec) -> Book:
     rates = {
-        (rate.model, rate.profile): Price(per_hour=rate.per_hour, currency=spec.currency, book=name)
+        (rate.model, rate.profile): Price(per_hour=rate.per_hour, currency=spec.currency, book=facts.name)
         for rate in spec.rates
     }
-    return Book(name, spec.effective_from, spec.currency, rates)
+    return Book(facts.name, facts.created, spec.effective_from, spec.currency, rates)
 
 
 def _earliest(instants: Iterable[datetime]) -> datetime | None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.core.actions import Refusal
-from gpu_tenancy.core.amounts import cores, gibibytes
+from gpu_tenancy.core.amounts import cores, counted, gibibytes
 from gpu_tenancy.core.books import GpuBook, NodeBook
 from gpu_tenancy.core.world import Want, World
 from gpu_tenancy.mig.layout import highest_start
@@ -54,7 +54,7 @@ def no_room(want: Want, world: World) -> str:
     if best < want.count:
         needs = f"needs {_gpus(want, 'free')} on one node"
         return f"{needs}; the best node has {best} beside the leases that run{left_out}"
-    needs = f"needs room for {_pods(want.pods)} with {_gpus(want, 'free')}, {_each(want)}"
+    needs = f"needs room for {counted(want.pods, 'pod')} with {_gpus(want, 'free')}, {_each(want)}"
     return f"{needs}; there is room for {seats} beside the leases that run{left_out}"
 
 
@@ -68,8 +68,8 @@ def _too_few_gpus(want: Want, nodes: Sequence[NodeBook], seats: int) -> str:
     largest = max(sum(_serves(book, want) for book in node.gpus.values()) for node in nodes)
     if largest < want.count:
         return f"needs {_gpus(want, 'whole')} on one node; the largest node has {largest}"
-    needs = f"needs {_gpus(want, 'whole')} on one node for each of {_pods(want.pods)}"
-    return f"{needs}; all nodes together hold {_pods(seats)} of that kind"
+    needs = f"needs {_gpus(want, 'whole')} on one node for each of {counted(want.pods, 'pod')}"
+    return f"{needs}; all nodes together hold {counted(seats, 'pod')} of that kind"
 
 
 def _too_little_else(want: Want, hosts: Sequence[NodeBook], willing: Sequence[NodeBook], fitting: int) -> str:
@@ -79,7 +79,7 @@ def _too_little_else(want: Want, hosts: Sequence[NodeBook], willing: Sequence[No
     largest = max((node.facts.allocatable for node in willing), key=lambda amount: (amount.cpu_milli, amount.memory))
     if not fitting:
         return f"each pod needs {want.needs.amount.shortage(largest)} on the largest GPU node"
-    return f"needs room for {_pods(want.pods)}, {_each(want)}; all nodes together have room for {fitting}"
+    return f"needs room for {counted(want.pods, 'pod')}, {_each(want)}; all nodes together have room for {fitting}"
 
 
 def _never(message: str) -> Refusal:
@@ -138,10 +138,6 @@ def _slices_free(book: GpuBook, want: Want, occupied: int) -> int:
         occupied |= shape.mask(start)
         count += 1
     return count
-
-
-def _pods(count: int) -> str:
-    return f"{count} pod{'' if count == 1 else 's'}"
 
 
 def _gpus(want: Want, kind: str) -> str:

@@ -292,6 +292,7 @@ class BookFacts:
     name: str
     uid: str
     generation: int
+    created: datetime
     spec: PriceBookSpec | None
     status: PriceBookStatus
     invalid: str = ""

@@ -18,6 +18,7 @@ from gpu_tenancy.api.pricebook import BookCondition
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core import ledger
 from gpu_tenancy.core.actions import Outlook
+from gpu_tenancy.core.amounts import counted
 from gpu_tenancy.core.snapshot import Failure
 from gpu_tenancy.core.terms import FINAL_REASONS, current_job, floor_second
 
@@ -179,8 +180,6 @@ def _ready(outlook: Outlook, failure: Failure | None) -> Verdict:
         return FALSE, Reason(failure.reason), failure.message
     if outlook.lost and not outlook.waiting:
         return FALSE, Reason.NODE_LOST, outlook.lost
-    if outlook.silent:
-        return FALSE, Reason.AGENT_SILENT, f"{outlook.silent[0].upper()}{outlook.silent[1:]}."
     return FALSE, outlook.waiting_reason, outlook.waiting or "The lease is being placed."
 
 
@@ -207,7 +206,7 @@ def _admitted(outlook: Outlook) -> Verdict:
 
 def _allocated(outlook: Outlook) -> Verdict:
     if outlook.nodes and not (outlook.closed or outlook.over):
-        return TRUE, Reason.PLACED, f"{outlook.lease.devices} devices on {', '.join(outlook.nodes)}."
+        return TRUE, Reason.PLACED, f"{counted(outlook.lease.devices, 'device')} on {', '.join(outlook.nodes)}."
     if outlook.over:
         return FALSE, _end_reason(outlook, _last(outlook)), "The GPUs go back."
     if outlook.lost:
@@ -273,7 +272,7 @@ def _settled(outlook: Outlook) -> Verdict:
     return (
         TRUE,
         Reason.SETTLED,
-        f"{seconds} s in {len(segments)} segment{'' if len(segments) == 1 else 's'} are on record.",
+        f"{seconds} s in {counted(len(segments), 'segment')} are on record.",
     )
 
 

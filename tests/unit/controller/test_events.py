@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from gpu_tenancy.api.base import ConditionStatus
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, LeaseCondition, LeaseEnd, Reason
-from gpu_tenancy.controller.events import WAITING, Events, Note, transitions
+from gpu_tenancy.api.node import NodeCondition, NodeConditionType, NodeReason
+from gpu_tenancy.api.pool import PoolCondition, PoolConditionType, PoolReason
+from gpu_tenancy.api.pricebook import BookCondition, BookConditionType, BookReason
+from gpu_tenancy.controller.events import WAITING, Events, Note, platform_transitions, transitions
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.errors import AlreadyExists, KubeError, Rejected, Transient
 from gpu_tenancy.kube.resources import Resource
@@ -60,6 +63,17 @@ NO_NEWS = [
 ]
 
 
+SINCE: Final[Any] = {"status": TRUE, "message": "Because.", "last_transition_time": NOW, "observed_generation": 1}
+PLATFORM: Final[list[tuple[PoolCondition | BookCondition | NodeCondition, str | None]]] = [
+    (PoolCondition(type=PoolConditionType.STALLED, reason=PoolReason.API_REJECTED, **SINCE), "Warning"),
+    (PoolCondition(type=PoolConditionType.READY, reason=PoolReason.MINING, **SINCE), None),
+    (BookCondition(type=BookConditionType.CONFLICT, reason=BookReason.SAME_INSTANT, **SINCE), "Warning"),
+    (BookCondition(type=BookConditionType.IN_EFFECT, reason=BookReason.IN_EFFECT, **SINCE), "Normal"),
+    (NodeCondition(type=NodeConditionType.AGENT_SILENT, reason=NodeReason.HEARTBEAT_MISSED, **SINCE), "Warning"),
+]
+"""Conditions that hold, and of what type the Event is that tells of it."""
+
+
 @pytest.mark.parametrize(("condition", "kind"), NEWS, ids=[str(one[0][2]) for one in NEWS])
 def test_what_people_want_to_know_is_told_once(
     condition: tuple[ConditionType, ConditionStatus, Reason], kind: str
@@ -79,6 +93,19 @@ def test_a_new_reason_of_the_same_condition_is_news() -> None:
     old = _status((ConditionType.STALLED, TRUE, Reason.API_REJECTED, "quota"))
     new = _status((ConditionType.STALLED, TRUE, Reason.NAME_TAKEN, "taken"))
     assert [note.reason for note in transitions(old, new)] == ["NameTaken"]
+
+
+@pytest.mark.parametrize(("condition", "kind"), PLATFORM, ids=[str(one.type) for one, _ in PLATFORM])
+def test_of_pools_books_and_nodes_only_what_begins_to_hold_is_told(
+    condition: PoolCondition | BookCondition | NodeCondition, kind: str | None
+) -> None:
+    expected = [Note(kind, str(condition.reason), condition.message)] if kind else []
+    assert list(platform_transitions([], [condition])) == expected
+    ended = condition.model_copy(update={"status": FALSE})
+    assert list(platform_transitions([ended], [condition])) == expected
+    assert not list(platform_transitions([condition], [condition]))
+    assert not list(platform_transitions([condition], [ended]))
+    assert not list(platform_transitions([condition], []))
 
 
 @pytest.mark.parametrize(

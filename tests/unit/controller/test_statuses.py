@@ -58,7 +58,6 @@ LASTING = {
     "ready": _running(),
     "settled": _over(settled=True),
     "device failed": _placed(admitted())._replace(waiting_reason=Reason.DEVICE_FAILED),
-    "agent silent": _placed(admitted())._replace(silent="the agent of n1 is silent"),
     "devices lost": _placed(admitted(), waiting="")._replace(lost="1 of 1 devices are gone from n1."),
     "extension refused": _placed(admitted())._replace(extension_refusal="term.duration 1s was refused."),
 }

@@ -265,7 +265,7 @@ class Cluster:
 
     def add_book(self, name: str, spec: PriceBookSpec) -> None:
         """A PriceBook."""
-        self.books[name] = BookFacts(name, f"book-{name}", 1, spec, PriceBookStatus())
+        self.books[name] = BookFacts(name, f"book-{name}", 1, self.now, spec, PriceBookStatus())
 
     def create(
         self,

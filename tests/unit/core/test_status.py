@@ -41,6 +41,6 @@ def test_the_words_of_a_refusal_at_length_are_cut() -> None:
 
 
 def test_a_book_that_is_wrong_in_many_places_says_so_in_bounds() -> None:
-    book = BookFacts("book", "uid", 1, None, PriceBookStatus(), LONG)
+    book = BookFacts("book", "uid", 1, START, None, PriceBookStatus(), LONG)
     conditions = platform_status.book_status(book, pricing([book], START), START).conditions
     assert max(len(one.message) for one in conditions) == BOUND
