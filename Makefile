@@ -3,7 +3,7 @@
 PYTHON ?= python3
 SEED   ?= 0
 ONLY   ?=
-TRACE  ?=
+export TRACE ?=
 
 SHELL        := /bin/sh
 MAKEFLAGS    += --no-print-directory
@@ -72,7 +72,7 @@ verify: $(READY) ## regenerate CRDs, field reference and protos, check the lock;
 
 .PHONY: bench
 bench: binaries ## measure, as a table and in build/bench.json; ONLY=name for one figure, TRACE=file for the replay
-	@TRACE='$(TRACE)' $(RUN) -m tests.bench $(ONLY)
+	@$(RUN) -m tests.bench $(ONLY)
 
 .PHONY: up
 up: $(READY) ## start the demo's world and leave it running

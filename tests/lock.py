@@ -1,8 +1,9 @@
 """The lock of everything that is installed: makes requirements.lock, and checks it without a network.
 
 A lock cannot be compiled again at any later time with the same result: packages get new files, indices are out of
-reach. So the lock carries a digest of what it was compiled from, and the check compares digests, then looks that every
-direct requirement is pinned within its bounds, that every pin has hashes, and that no index address slipped in.
+reach. So the lock carries a digest of what it was compiled from and one of its own text, and the check compares both,
+then looks that every direct requirement is pinned within its bounds, that every pin has hashes, and that no index
+address slipped in.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _COMPILE: Final = (
     "pip", "compile", "pyproject.toml", "--group", "dev", "--universal", "--python-version", "3.11",
     "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-header", "--quiet",
 )  # fmt: skip
+_TEXT_DIGEST: Final = "# all other lines: sha256:"
 _PIN: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^ ;\\]+)")
 _ADDRESS: Final = re.compile(
     r"^\s*(-i|-f|--index-url|--extra-index-url|--find-links|--trusted-host)\b|https?://", re.MULTILINE
@@ -60,7 +62,7 @@ def inputs_digest() -> str:
         "options": _COMPILE,
         "uv": BOOTSTRAP.read_text(),
     }
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return _digest(json.dumps(inputs, sort_keys=True))
 
 
 def compile_lock(*, upgrade: bool) -> None:
@@ -75,14 +77,27 @@ def compile_lock(*, upgrade: bool) -> None:
     except subprocess.CalledProcessError:
         LOCK.write_text(previous)
         raise
+    LOCK.write_text(stamped(LOCK.read_text()))
+
+
+def stamped(pins: str) -> str:
+    """The lock with these pins: its header says what they were compiled from, and shows when somebody edits it."""
     header = f"# Made by `make lock` from pyproject.toml; never edited by hand.\n# inputs: sha256:{inputs_digest()}\n"
-    LOCK.write_text(header + LOCK.read_text())
+    return f"{header}{_TEXT_DIGEST}{_digest(header + pins)}\n{pins}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def faults(text: str) -> Iterator[str]:
     """What is wrong with the text of a lock, one sentence each."""
     if f"# inputs: sha256:{inputs_digest()}\n" not in text:
         yield f"requirements.lock was made from another pyproject.toml or another uv; {REMEDY}"
+    before, _, rest = text.partition(_TEXT_DIGEST)
+    digest, _, after = rest.partition("\n")
+    if digest != _digest(before + after):
+        yield f"requirements.lock was edited since `make lock` wrote it; take the edit back, or {REMEDY}"
     if address := _ADDRESS.search(text):
         yield f'requirements.lock names an index ("{address.group().strip()}"): each machine has its own; {REMEDY}'
     pins = dict(_pins(text))

@@ -6,8 +6,10 @@ Every figure is a median of several runs unless its goal says otherwise. Speed i
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,31 +22,46 @@ OUTPUT: Final = Path(__file__).parent.parent.parent / "build" / "bench.json"
 
 Bench = Callable[[int], list[Figure]]
 
+REPLAY: Final = "philly_replay_leases"
+"""The one that reads a trace."""
 BENCHES: Final[dict[str, Bench]] = {
     "plan_decision_us": planner.run,
     "lease_ready_s": latency.run,
     "burst_ratio": burst.run_raised,
     "burst_ratio_default_rates": burst.run_default,
     "api_writes_per_lease": burst.run_writes,
-    "philly_replay_leases": lambda _: replay.run(os.environ.get("TRACE") or None),
+    REPLAY: lambda _: replay.run(_trace()),
 }
-"""Every figure by the name that `ONLY=` takes; one run may yield several."""
+"""Every bench by the name that `ONLY=` takes; one may yield several figures."""
 
 
 @click.command()
 @click.argument("only", nargs=-1)
 @click.option("--runs", default=5, show_default=True, help="Runs per figure.")
 def main(only: tuple[str, ...], runs: int) -> None:
-    """Measure all figures, or only those named."""
+    """Run all benches, or only those named."""
     unknown = set(only) - BENCHES.keys()
     if unknown:
-        raise click.ClickException(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+        raise click.ClickException(f"no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+    if (trace := _trace()) and not Path(trace).is_file():
+        raise click.ClickException(f"TRACE={trace} is no file; give the path of a trace, or leave TRACE= out")
     figures: list[Figure] = []
     for name in only or BENCHES:
         click.echo(f"measuring {name} …", err=True)
-        figures += BENCHES[name](runs)
+        figures += [replace(one, command=_repeating(name)) for one in BENCHES[name](runs)]
         write(figures, OUTPUT)
     show(figures)
+
+
+def _repeating(name: str) -> str:
+    """The command that runs a bench again."""
+    trace = _trace() if name == REPLAY else None
+    return f"make bench ONLY={name}" + (f" TRACE={shlex.quote(trace)}" if trace else "")
+
+
+def _trace() -> str | None:
+    """The path that `TRACE=` names, if any."""
+    return os.environ.get("TRACE") or None
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Figure:
     ratio: float | None = None
     """median / baseline."""
     command: str = ""
-    """What repeats it."""
+    """What repeats it; said by whoever runs the bench."""
 
 
 def percentile(samples: Sequence[float], share: float = PERCENTILE) -> float:
@@ -43,16 +43,15 @@ def figure(name: str, samples: Sequence[float], unit: str, goal: str, *, baselin
     """Median and 95th percentile of samples."""
     median = statistics.median(samples)
     ratio = None if not baseline else round(median / baseline, 3)
-    return Figure(
-        name, round(median, 4), round(percentile(samples), 4), unit, goal, baseline, ratio, f"make bench ONLY={name}"
-    )
+    return Figure(name, round(median, 4), round(percentile(samples), 4), unit, goal, baseline, ratio)
 
 
 def show(figures: Iterable[Figure]) -> None:
     """Print the table."""
     table = Table(title="gpu-tenancy: figures")
     for column in ("figure", "median", "p95", "unit", "goal", "baseline", "ratio"):
-        table.add_column(column, justify="left" if column in ("figure", "unit", "goal") else "right")
+        # fold: a narrow terminal breaks a name, and does not cut it short.
+        table.add_column(column, justify="left" if column in ("figure", "unit", "goal") else "right", overflow="fold")
     for one in figures:
         numbers = ("" if value is None else f"{value:g}" for value in (one.baseline, one.ratio))
         table.add_row(one.name, f"{one.median:g}", f"{one.p95:g}", one.unit, one.goal, *numbers)

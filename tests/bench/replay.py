@@ -22,7 +22,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -43,8 +43,8 @@ SHORTEST, LONGEST = 1, 60
 """Seconds of a term."""
 SHARE_OF_PEAK: Final = 0.75
 """GPUs of the cluster, as a share of what would be held at the busiest moment if nobody waited."""
-PATIENCE_SECONDS: Final = 600.0
-"""After the first submission; what is not settled by then does not count."""
+RUN_SECONDS: Final = 360.0
+"""How long a run may take, starting the cluster included; what is not settled by then does not count."""
 SEED: Final = 0
 MINING: Final = "mining"
 
@@ -106,18 +106,21 @@ class Outcome:
 def run(trace: str | None) -> list[Figure]:
     """Replay the trace, or a sample of our own making where there is none. One run, at most six minutes."""
     if trace is None:
-        fleet.say(f"TRACE= names no trace: {JOBS} jobs made up with seed {SEED} are replayed; no figure of a real one.")
-    jobs = sample(SEED) if trace is None else busiest(read(Path(trace)))
-    tenancies = squeezed(jobs)
-    outcome = asyncio.run(_replay(tenancies))
-    name = "sample_replay" if trace is None else "philly_replay"
-    figures = (
-        figure(f"{name}_leases", [outcome.exact], "leases", f"{len(tenancies)} of {len(tenancies)}, billed exactly"),
+        fleet.say(
+            f"philly_replay_leases needs TRACE=, the path of a trace; instead {JOBS} jobs made up with seed {SEED} are "
+            "replayed, as sample_replay_leases"
+        )
+        return _figures("sample_replay", "made-up jobs", sample(SEED))
+    return _figures("philly_replay", "jobs", busiest(read(Path(trace))))
+
+
+def _figures(name: str, what: str, jobs: Sequence[Job]) -> list[Figure]:
+    outcome = asyncio.run(_replay(squeezed(jobs)))
+    return [
+        figure(f"{name}_leases", [outcome.exact], "leases", f"{len(jobs)} of {len(jobs)} {what}, billed exactly"),
         figure(f"{name}_wait_s", outcome.waits, "s", "none: create to Ready, waiting for room included"),
         figure(f"{name}_mined_share", [outcome.mined], "", "none: mined part of the GPU time that nobody leased"),
-    )
-    command = "make bench ONLY=philly_replay_leases" + ("" if trace is None else " TRACE=<philly.csv>")
-    return [replace(one, command=command) for one in figures]
+    ]
 
 
 # --- the jobs -----------------------------------------------------------------------------------------------------
@@ -197,6 +200,7 @@ def size(tenancies: Sequence[Tenancy]) -> int:
 
 
 async def _replay(tenancies: Sequence[Tenancy]) -> Outcome:
+    deadline = time.monotonic() + RUN_SECONDS
     nodes = size(tenancies)
     namespaces = sorted({one.namespace for one in tenancies})
     async with World(fleet.servers(nodes), agents_apart=False, namespaces=[*namespaces, MINING]) as world:
@@ -205,7 +209,7 @@ async def _replay(tenancies: Sequence[Tenancy]) -> Outcome:
         await world.mining(nodes * fleet.GPUS)
         fleet.say(f"{nodes * fleet.GPUS} GPUs on {nodes} nodes, all mining; {len(namespaces)} virtual clusters")
         before = await _slice_seconds(world)
-        waits = await _live(world, tenancies)
+        waits = await _live(world, tenancies, deadline)
         after = await _slice_seconds(world)
         wrong = await _wrong(world, tenancies)
     for name, why in list(wrong.items())[:10]:
@@ -214,8 +218,8 @@ async def _replay(tenancies: Sequence[Tenancy]) -> Outcome:
     return Outcome(len(tenancies) - len(wrong), waits, unleased["mining"] / sum(unleased.values()))
 
 
-async def _live(world: World, tenancies: Sequence[Tenancy]) -> list[float]:
-    """Submit everything in its time and wait until all are settled, or patience ends; the waits."""
+async def _live(world: World, tenancies: Sequence[Tenancy], deadline: float) -> list[float]:
+    """Submit everything in its time and wait until all are settled, or the deadline (time.monotonic); the waits."""
     states = await fleet.states(world.api, resources.GPU_LEASES, fleet.Lease)
     created: dict[str, float] = {}
     ready: dict[str, float] = {}
@@ -227,7 +231,7 @@ async def _live(world: World, tenancies: Sequence[Tenancy]) -> list[float]:
             created[one.name] = time.monotonic()
             submissions.create_task(fleet.post(world.api, [(resources.GPU_LEASES, one.manifest())]))
     fleet.say(f"all submitted after {time.monotonic() - began:.0f} s")
-    await asyncio.wait((follower,), timeout=began + PATIENCE_SECONDS - time.monotonic())
+    await asyncio.wait((follower,), timeout=max(0.0, deadline - time.monotonic()))
     if not follower.done():
         follower.cancel()
     fleet.say(f"over after {time.monotonic() - began:.0f} s")

@@ -52,6 +52,12 @@ class NodeReason(StrEnum):
     HEARTBEAT_MISSED = "HeartbeatMissed"
 
 
+_DEVICE_REMEDY: Final = (
+    "must consist of a-z, 0-9 and -, and begin and end with a letter or digit, because the device is published under "
+    "that name; rename the device"
+)
+
+
 class Slot(ApiModel):
     """One device that should exist and whom it belongs to."""
 
@@ -66,7 +72,16 @@ class Slot(ApiModel):
         )
     )
 
-    device: str = Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    device: str = Field(
+        max_length=63,
+        json_schema_extra=rules(
+            rule(
+                "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+                f"spec.slots[].device {_DEVICE_REMEDY}",
+                computed=f"'spec.slots[].device ' + self + ' {_DEVICE_REMEDY}'",
+            )
+        ),
+    )
     """Name of the device in the ResourceSlice: its placement and a hash of its holder, e.g. gpu3-9f2c41 or
     gpu3-1g10gb-6-9f2c41. A new holder is a new name."""
     gpu: str = Field(max_length=96)

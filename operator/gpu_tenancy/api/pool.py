@@ -11,7 +11,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from gpu_tenancy.api.base import ApiModel, ConditionStatus, Message, Quantity, Time
-from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, list_map, name_limit
+from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, list_map, name_limit, rule, rules
 
 
 class Devices(StrEnum):
@@ -40,10 +40,23 @@ class PoolReason(StrEnum):
     UP_TO_DATE = "UpToDate"
 
 
+_VARIABLE_REMEDY: Final = "must consist of letters, digits, -, _ and ., and not begin with a digit; rename the variable"
+
+
 class EnvVar(ApiModel):
     """One literal environment variable of the miner. Secrets do not belong here: use payoutSecretRef."""
 
-    name: str = Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")
+    name: str = Field(
+        min_length=1,
+        max_length=253,
+        json_schema_extra=rules(
+            rule(
+                "self.matches('^[-._a-zA-Z][-._a-zA-Z0-9]*$')",
+                f"spec.env[].name {_VARIABLE_REMEDY}",
+                computed=f"'spec.env[].name ' + self + ' {_VARIABLE_REMEDY}'",
+            )
+        ),
+    )
     """Name of the variable."""
     value: str = Field(default="", max_length=4096)
     """Literal value."""

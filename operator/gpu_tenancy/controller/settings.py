@@ -25,13 +25,15 @@ class Settings(BaseModel):
     kubeconfig: str | None = None
     """Path of a kubeconfig; absent: the pod's service account, else ~/.kube/config."""
     system_namespace: str = SYSTEM_NAMESPACE
-    """Namespace of agent heartbeats and of archived UsageRecords."""
+    """Namespace of archived UsageRecords and of the agents' heartbeats: those of agents that are told another are not
+    seen, and nothing is planned on their nodes."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Port of /metrics, /healthz and /readyz; 0: any free one."""
     host: str = "0.0.0.0"  # noqa: S104  (a pod's own address; the embedded control plane passes the loopback)
     """Address to listen on."""
     coalesce_ms: int = Field(default=20, ge=0, le=1000)
-    """How long to wait for further events before a cycle, in milliseconds."""
+    """How long to wait for further events before a cycle, in milliseconds, at least: as long as the last cycle was work
+    where that is longer, up to 500 ms."""
     resync_seconds: int = Field(default=60, ge=5, le=3600)
     """How often all kinds are listed anew, against lost events, in seconds."""
     drain_grace_seconds: int = Field(default=30, ge=0, le=3600)
