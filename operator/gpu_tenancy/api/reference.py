@@ -20,7 +20,7 @@ _PREFACE: Final = f"""\
 <!-- Generated from operator/gpu_tenancy/api by `make verify`; edit the models, not this file. -->
 # Field reference
 
-The kinds of `{API_VERSION}`; `kubectl explain <kind>.<field>` says the same of a field. Fields in **bold** are required.
+The kinds of `{API_VERSION}`; `kubectl explain <kind>.<field>` says the same. Fields in **bold** are required.
 """
 
 
