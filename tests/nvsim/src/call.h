@@ -1,0 +1,71 @@
+/* What every call of the library goes through: is NVML initialised, what is the handle, is a fault due, who may.
+ *
+ * Handles are tagged numbers and never addresses: a stale or forged one gives INVALID_ARGUMENT, in any process.
+ */
+#ifndef CALL_H
+#define CALL_H
+
+#include "boards.h"
+#include "nvml_abi.h"
+#include "state.h"
+
+#define EXPORT __attribute__((visibility("default")))
+/* An NVML function. */
+#define NVML EXPORT int
+
+enum kind { GPU = 1, MIG_DEVICE = 2, GPU_INSTANCE = 4, COMPUTE_INSTANCE = 8 };
+
+/* What a call is about. Of what is only looked at nothing may be written. */
+struct target {
+    struct node *node;
+    const struct board *board;
+    struct gpu *gpu;
+    uint32_t index;
+    enum kind kind;
+    struct gpu_instance *instance;    /* Of an instance or a MIG device. */
+    struct compute_instance *compute; /* Of a compute instance or a MIG device. */
+    bool changes;
+};
+
+/* Begin a call about `handle`, which may be of any of `kinds`. On success the node is locked until `done`. */
+int look(const char *symbol, nvml_handle handle, unsigned kinds, struct target *target);
+/* The same for a call that changes the node: refused to the unprivileged. */
+int change(const char *symbol, nvml_handle handle, unsigned kinds, struct target *target);
+/* End a call. A change is in force from here on, unless `result` is an error. */
+int done(const struct target *target, int result);
+/* End a call that changed something though it says that it failed. */
+int done_changed(const struct target *target, int result);
+
+/* Begin a call about the node. */
+int look_at_node(const char *symbol, const struct node **node);
+
+nvml_handle gpu_handle(const struct node *node, uint32_t index);
+nvml_handle instance_handle(const struct target *target, const struct gpu_instance *instance);
+nvml_handle compute_handle(const struct target *target, const struct gpu_instance *instance,
+                           const struct compute_instance *compute);
+
+/* Whether the calling process may change anything. */
+bool privileged(const struct node *node);
+
+const struct profile *profile_by_number(const struct board *board, uint32_t number);
+const struct profile *profile_by_id(const struct board *board, uint32_t id);
+const struct profile *profile_of(const struct target *target);
+uint32_t compute_instances(const struct gpu_instance *instance);
+
+/* Copy text into a caller's buffer, as NVML does: whole, or INSUFFICIENT_SIZE. */
+int give_text(char *buffer, uint32_t length, const char *text);
+
+/* The MIG devices of a GPU by index: slots of GPU and compute instance, or false for a hole. */
+struct mig_device {
+    bool there;
+    uint32_t instance, compute;
+    uint32_t serial;
+};
+void mig_devices(const struct gpu *gpu, struct mig_device found[MAX_COMPUTE_INSTANCES]);
+nvml_handle mig_device_handle(uint32_t gpu, const struct mig_device *device);
+
+/* Of this process: whether NVML is initialised, and what MIG devices there were when it was. */
+bool initialised(void);
+const struct mig_device *enumerated_at_init(uint32_t gpu);
+
+#endif

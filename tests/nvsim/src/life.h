@@ -1,0 +1,22 @@
+/* What happens to a GPU as a whole: a change of its mode, a reset, a reboot of the node, falling off the bus. */
+#ifndef LIFE_H
+#define LIFE_H
+
+#include "state.h"
+
+/* A GPU of the board, as it is when it is new. `seed` makes its UUID and serial number. */
+struct gpu new_gpu(uint32_t board, uint32_t index, uint64_t seed);
+void new_boot_id(struct node *node, uint64_t seed);
+
+bool has_processes(const struct gpu *gpu);
+
+/* The pending MIG mode becomes the current one: no instance is left, and no handle holds. */
+void settle_mode(struct node *node, struct gpu *gpu);
+/* A reset of one GPU. The caller has seen to it that nobody uses it. */
+void reset_gpu(struct node *node, struct gpu *gpu);
+/* A reboot of the node: a new boot id, no process, no instance, energy from nought. */
+void reboot(struct node *node, uint64_t seed);
+/* Xid 79: nothing answers until a reboot. */
+void lose_gpu(struct node *node, struct gpu *gpu);
+
+#endif

@@ -1,0 +1,40 @@
+"""How the simulator's library comes to be."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tests.nvsim import library as module
+from tests.nvsim.library import BuildError, compiler, library
+
+
+def test_the_compiler_is_the_users_own_if_there_is_one(tmp_path: Path) -> None:
+    for name in ("cc", "mine"):
+        (tmp_path / name).touch(mode=0o755)
+    assert compiler({"PATH": str(tmp_path), "CC": "mine"}) == [str(tmp_path / "mine")]
+    assert compiler({"PATH": str(tmp_path)}) == [str(tmp_path / "cc")]
+
+
+def test_without_a_compiler_it_is_the_one_of_the_wheel(tmp_path: Path) -> None:
+    pins = Path(module.__file__).parent / "ziglang.txt"
+    installed = tmp_path / "gpu-tenancy" / f"zig-{hashlib.sha256(pins.read_bytes()).hexdigest()[:16]}" / "ziglang"
+    installed.mkdir(parents=True)
+    assert compiler({"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}) == [str(installed / "zig"), "cc"]
+
+
+def test_a_build_that_fails_says_what_the_compiler_said(tmp_path: Path) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'no space left on device' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(BuildError, match="no space left on device"):
+        library(environ={"PATH": f"{tmp_path}:/bin:/usr/bin", "CC": str(broken), "XDG_CACHE_HOME": str(tmp_path)})
+    assert not list((tmp_path / "gpu-tenancy").glob("*"))
+
+
+def test_it_is_built_once_for_each_state_of_its_source(tmp_path: Path) -> None:
+    first = library(environ={"PATH": "/bin:/usr/bin:/usr/local/bin", "XDG_CACHE_HOME": str(tmp_path)})
+    assert library(environ={"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}) == first
+    assert library(without=("nvmlDeviceGetName",)) != library()
