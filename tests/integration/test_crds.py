@@ -58,13 +58,15 @@ def test_what_keeps_a_rule_is_accepted_and_what_breaks_it_is_refused(control_pla
 
 @pytest.fixture(scope="module")
 def stored(control_plane_api: ApiServer) -> Callable[[str], Body]:
-    """Each manifest as an object on the server, made when first asked for."""
+    """Each manifest as an object on the server, made when first asked for, under a name that no other test creates."""
 
     @cache
     def get(manifest: str) -> Body:
-        body = MANIFESTS[manifest]
-        name = body["metadata"]["name"] if body["kind"] == "UsageRecord" else f"stored-{manifest}"
-        return control_plane_api.create(changed(body, {"metadata.name": name}))
+        body, name = MANIFESTS[manifest], f"stored-{manifest}"
+        named: Change = {"metadata.name": name}
+        if body["kind"] == "UsageRecord":
+            named = {"metadata.name": f"{name}-{body['spec']['segment']}", "spec.contract": name}
+        return control_plane_api.create(changed(body, named))
 
     return get
 
@@ -224,8 +226,7 @@ def table(printed: str) -> list[list[str]]:
 def test_kubectl_get_shows_state_gpus_nodes_expiry_and_cost(control_plane_api: ApiServer, name: str) -> None:
     header, row = table(control_plane_api.kubectl("get", name, "shown"))
     assert header == ["NAME", "STATE", "GPUS", "PROFILE", "NODES", "EXPIRES", "COST", "AGE"]
-    assert row[:4] == ["shown", "Ready", "8", "full"]
-    assert row[5:7] == ["2126-01-01T04:00:00Z", "1160.00"]
+    assert row[:7] == ["shown", "Ready", "8", "full", "node-1", "2126-01-01T04:00:00Z", "1160.00"]
 
 
 @pytest.mark.usefixtures("shown")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import psutil
 import pytest
 
 from gpu_tenancy.api import names
@@ -195,6 +197,30 @@ async def test_a_restarted_api_server_costs_no_lease_a_second_or_its_end(world: 
     await nothing_left(world, ready["metadata"]["uid"])
 
 
+@story
+async def test_an_operator_whose_api_server_is_away_is_not_ready_and_says_why_but_is_not_to_be_restarted(
+    world: World,
+) -> None:
+    restart = asyncio.create_task(restart_apiserver(world, pause_seconds=1))
+    try:
+        why = await _alive_and_unready(world)
+    finally:
+        await restart
+    assert re.match(r"\w+: GET /api", why), "which view is not kept up, and which request failed"
+    await world.operator_ready()
+
+
+async def _alive_and_unready(world: World) -> str:
+    """Wait until the operator is not ready; what it says then."""
+
+    async def look() -> str:
+        assert await world.ask("/healthz") == (200, "ok\n")
+        status, text = await world.ask("/readyz")
+        return text if status == 503 else ""
+
+    return await eventually("the operator not to be ready", look)
+
+
 @asynccontextmanager
 async def _blind(world: World) -> AsyncIterator[None]:
     """What happens inside is never told to the operator: it sleeps, and its watches end in 410 Gone."""
@@ -318,6 +344,66 @@ async def test_a_stray_slot_is_taken_away_again_and_its_miner_comes_back(world: 
     await _nothing_is_held_twice(world)
     [record] = await world.records("spoilt")
     assert "billableTo" not in record["spec"]
+
+
+@story
+async def test_an_edit_by_kubectl_between_plan_and_promise_stands_and_nothing_is_leased_twice(world: World) -> None:
+    """The operator has planned a gang on both nodes and written its first word; then somebody takes another lease's
+    slot away, of which the promise that comes next knows nothing."""
+    await world.create(lease("stripped", gpus=WHOLE))
+    first = await world.ready("stripped")
+    uid, [node] = first["metadata"]["uid"], first["status"]["nodes"]
+    await world.mining(15)
+    async with _operator_stopped_after(world, "patch gpuleases"):
+        pair = await world.create(lease("pair", gpus={**WHOLE, "count": 6}, pods=2))
+        await _stopped(world)
+        slots = (await world.api.get(resources.GPU_NODES.path(None, node)))["spec"]["slots"]
+        [index] = [index for index, slot in enumerate(slots) if slot["holder"]["uid"] == uid]
+        patch = f'[{{"op": "remove", "path": "/spec/slots/{index}"}}]'
+        await world.kubectl("patch", "gpunode", node, "--type=json", "--patch", patch)
+        assert not await slots_of(world, pair["metadata"]["uid"], "spec")
+    await world.ready("pair")
+    assert await _refused_promises(world) >= 1
+    again = await lease_where(
+        world, "stripped", "ready again", lambda one: one["status"]["attempt"] == 2 and _state(one) == "Ready"
+    )
+    await world.mining(3)
+    await _nothing_is_held_twice(world)
+    assert [len(await slots_of(world, one["metadata"]["uid"])) for one in (pair, again)] == [2 * 12, 2 * 1]
+    one, two = await world.records("stripped")
+    assert (one["spec"]["reason"], "billableTo" in two["spec"]) == ("NodeLost", False)
+    assert _time(two["spec"]["billableFrom"]) >= _time(one["spec"]["billableTo"])
+
+
+@asynccontextmanager
+async def _operator_stopped_after(world: World, write: str) -> AsyncIterator[None]:
+    """An operator that stops itself after its first write of a kind and goes on when this is left."""
+    await world.kill_operator()
+    await world.start_operator((sys.executable, "-m", "tests.cluster.pausing", "--after", write, "operator"))
+    await world.operator_ready()
+    try:
+        yield
+    finally:
+        os.kill(world.control_plane.pid_of(OPERATOR), signal.SIGCONT)
+
+
+async def _stopped(world: World) -> None:
+    """Wait until the operator has stopped itself."""
+    operator = psutil.Process(world.control_plane.pid_of(OPERATOR))
+
+    async def look() -> bool:
+        return bool(operator.status() == psutil.STATUS_STOPPED)
+
+    await eventually("the operator to stop itself", look)
+
+
+async def _refused_promises(world: World) -> int:
+    """Writes of the operator to GpuNodes that the API server refused, because somebody else had been there before."""
+    _, text = await world.ask("/metrics")
+    counts = re.findall(
+        r'^gpu_tenancy_api_requests_total\{code="422",resource="gpunodes",verb="patch"\} (\d+)', text, re.MULTILINE
+    )
+    return sum(map(int, counts))
 
 
 BEYOND: Final = "9999-12-31T23:59:59.000000-12:00"

@@ -1,29 +1,59 @@
-"""The loop's own word on whether it can be relied on."""
+"""The loop's own word on whether it can be relied on, when it turns, and what it counts of what it did."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from datetime import datetime
+from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
 from gpu_tenancy.controller import cycle as module
-from gpu_tenancy.controller.cycle import BROKEN_CYCLES, Cycle
+from gpu_tenancy.controller.cycle import BROKEN_CYCLES, LONGEST_COALESCING, LONGEST_UNLISTED, STUCK_SECONDS, Cycle
 from gpu_tenancy.controller.metrics import Metrics
+from gpu_tenancy.controller.outcome import Outcome
 from gpu_tenancy.controller.settings import Settings
 from gpu_tenancy.core.actions import Admit, Plan
-from gpu_tenancy.core.snapshot import Snapshot
+from gpu_tenancy.core.snapshot import Failure, Snapshot
+from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient
+from gpu_tenancy.kube.errors import Transient
 from gpu_tenancy.kube.resources import Resource
 from tests.unit.controller.facts import NOW, Object, body, lease
+
+
+class Clock:
+    """Time as the loop sees it: it stands still unless a test lets it pass."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.work = 0.0
+        """Seconds of processor time that were used."""
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def process_time(self) -> float:
+        return self.work
+
+    def now(self) -> datetime:
+        return NOW + timedelta(seconds=self.seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    one = Clock()
+    monkeypatch.setattr(module, "time", one)
+    return one
 
 
 class Loop(Cycle):
     """A loop whose cycles do nothing, or fail."""
 
-    def __init__(self) -> None:
-        super().__init__(KubeClient.connect("/nowhere"), Settings(), Metrics())
+    def __init__(self, clock: Clock | None = None, **settings: int) -> None:
+        now = (clock or Clock()).now
+        super().__init__(KubeClient.connect("/nowhere"), Settings.model_validate(settings), Metrics(), now)
         self.fails = False
         self.turns = 0
 
@@ -66,12 +96,131 @@ def test_an_operator_whose_cycles_all_fail_is_not_ready_until_one_succeeds(monke
     asyncio.run(story())
 
 
-def test_an_operator_that_may_not_list_its_own_kinds_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = Loop()
+@pytest.fixture
+def loop(clock: Clock) -> Loop:
+    """A loop that has been through a cycle a moment ago."""
+    one = Loop(clock)
+    one.cycles = 1
+    return one
+
+
+def test_a_loop_is_called_dead_once_no_cycle_has_begun_or_ended_for_long(clock: Clock, loop: Loop) -> None:
+    clock.seconds += STUCK_SECONDS
+    assert (loop.trouble(), loop.unready()) == ("", "")
+    clock.seconds += 1
+    why = "no cycle has begun or ended for 61 s"
+    assert (loop.trouble(), loop.unready()) == (why, why)
+    loop._live()
+    assert (loop.trouble(), loop.unready()) == ("", "")
+
+
+def test_a_loop_that_has_nothing_to_do_until_later_is_not_called_dead_and_wakes_on_time(
+    clock: Clock, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, said, quiet = clock.now(), set[str](), timedelta(seconds=5 * STUCK_SECONDS + 7)
+
+    async def nothing_happens(event: Coroutine[Any, Any, bool], seconds: float) -> None:
+        event.close()
+        clock.seconds += seconds
+        said.add(loop.trouble())
+        raise TimeoutError
+
+    monkeypatch.setattr(module, "asyncio", Seen(wait_for=nothing_happens))
+    asyncio.run(loop._wait(began + quiet))
+    assert said == {""}
+    assert clock.now() - began == quiet
+
+
+@pytest.mark.parametrize(("resync", "longest"), [(5, LONGEST_UNLISTED), (60, LONGEST_UNLISTED), (100, 300)])
+def test_an_operator_that_may_not_list_its_own_kinds_is_not_ready_and_yet_alive(
+    clock: Clock, resync: int, longest: int
+) -> None:
+    loop = Loop(clock, resync_seconds=resync)
     loop.cycles = 1
-    later = time.monotonic() + 200
-    monkeypatch.setattr("gpu_tenancy.controller.cycle.time.monotonic", lambda: later)
-    assert loop.unready().startswith("the API server has not let everything be listed for 20")
+    clock.seconds += longest
+    loop._live()
+    assert loop.unready() == ""
+    clock.seconds += 1
+    why = f"the API server has not let everything be listed for {longest + 1:.0f} s; see the log"
+    assert (loop.unready(), loop.trouble()) == (why, "")
+
+
+def test_an_operator_one_of_whose_views_is_not_kept_up_is_not_ready_and_yet_alive(loop: Loop) -> None:
+    loop.views.pods.last_error = Transient(0, "Unreachable", "no answer")
+    assert (loop.unready(), loop.trouble()) == (f"pods: {loop.views.pods.last_error}", "")
+    assert "no answer" in loop.unready()
+
+
+# --- when it turns -----------------------------------------------------------------------------------------------
+
+
+class Seen:
+    """asyncio as the loop sees it, but for what a test puts in its place."""
+
+    def __init__(self, **replaced: Callable[..., object]) -> None:
+        self._replaced = replaced
+
+    def __getattr__(self, name: str) -> object:
+        return self._replaced.get(name) or getattr(asyncio, name)
+
+
+class Quiet(Loop):
+    """A loop that nothing wakes but events from outside."""
+
+    async def _turn(self) -> datetime | None:
+        self.turns += 1
+        return None
+
+
+def test_events_that_pour_in_during_the_pause_are_one_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        loop, over = Quiet(), asyncio.Event()
+
+        async def pause(seconds: float) -> None:
+            await (over.wait() if seconds >= loop._settings.coalesce_ms / 1000 else asyncio.sleep(0))
+
+        monkeypatch.setattr(module, "asyncio", Seen(sleep=pause))
+        turning = asyncio.create_task(loop._turn_forever())
+        for _ in range(100):
+            loop.dirty.set()
+            await asyncio.sleep(0)
+        over.set()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        turning.cancel()
+        assert loop.turns == 1
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("coalesce_ms", "pauses"),
+    [
+        (20, [0.02, 0.02, 0.1, 0.3, LONGEST_COALESCING]),
+        (200, [0.2, 0.2, 0.2, 0.3, LONGEST_COALESCING]),
+        (1000, [1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_pause_is_as_long_as_the_last_cycle_was_work_within_its_bounds(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, coalesce_ms: int, pauses: list[float]
+) -> None:
+    work, taken = [0.0, 0.1, 0.3, 7.0, 0.0], list[float]()
+
+    class Busy(Loop):
+        async def _turn(self) -> datetime | None:
+            clock.work += work[self.turns]
+            return await super()._turn()
+
+    async def pause(seconds: float) -> None:
+        taken.append(seconds)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(module, "asyncio", Seen(sleep=pause))
+    asyncio.run(Busy(clock, coalesce_ms=coalesce_ms).turn(len(work) - 1))
+    assert taken[: len(work)] == pytest.approx(pauses)
+
+
+# --- what it does ------------------------------------------------------------------------------------------------
 
 
 class Shop(Cycle):
@@ -98,3 +247,37 @@ def test_nothing_is_leased_unpriced_before_the_api_server_was_asked_for_price_bo
         assert plan == Plan()
 
     asyncio.run(story())
+
+
+class Says(Cycle):
+    """A loop whose API server takes every status and knows nothing else."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__(self, Settings(), metrics, lambda: NOW)  # type: ignore[arg-type]  # answers what is asked
+
+    async def replace(self, _: Resource, body: Object, *, subresource: str) -> Object:
+        """What is stored is what was sent."""
+        assert subresource == "status"
+        version = str(int(body["metadata"]["resourceVersion"]) + 1)
+        return {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
+
+
+def test_a_transition_of_a_lease_is_counted_once_by_its_reason() -> None:
+    metrics = Metrics()
+
+    def counted() -> float | None:
+        return metrics.registry.get_sample_value("gpu_tenancy_lease_transitions_total", {"reason": "ApiRejected"})
+
+    async def story() -> list[float | None]:
+        loop = Says(metrics)
+        wanted = body("GpuLease", "train", spec={"gpus": {"profile": "full"}})
+        loop.views.store.put(resources.GPU_LEASES, "ADDED", wanted)
+        refused = Failure("ApiRejected", "exceeded quota: jobs", NOW + timedelta(hours=1))
+        counts = []
+        for outcome in (Outcome(), Outcome(refused={"uid-train": refused}), Outcome()):
+            loop._remember(outcome, loop._snapshot(NOW))
+            await loop._turn()
+            counts.append(counted())
+        return counts
+
+    assert asyncio.run(story()) == [None, 1.0, 1.0]

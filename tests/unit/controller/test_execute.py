@@ -517,17 +517,28 @@ def test_a_promise_is_a_compare_and_swap_on_the_generation_that_was_planned_on()
 
 
 def test_whatever_is_stopped_is_stopped_by_its_uid_with_its_own_grace() -> None:
-    one = admitted()
+    one = replace(admitted(), claim_template="uid-template")
     bench = Bench(one)
     bench.run(
-        StopMiner(_miner(), 3), DeleteJob(one, "train-1", "uid-job"), DeletePod(one, PodRef("b", "p", "uid-p"), "m")
+        StopMiner(_miner(), 3),
+        DeleteClaimTemplate(one),
+        DeleteJob(one, "train-1", "uid-job"),
+        DeletePod(one, PodRef("b", "unhurried", "uid-p", grace_seconds=600), "m"),
+        DeletePod(one, PodRef("b", "quick", "uid-q", grace_seconds=5), "m"),
     )
     deleted = {
-        call[2]: (details["uid"], details["grace"])
+        call[1:]: (details["namespace"], details["uid"], details["grace"])
         for call, details in zip(bench.server.calls, bench.server.details, strict=True)
     }
-    assert deleted == {"miner": ("claim", None), "train-1": ("uid-job", None), "p": ("uid-p", 30)}
-    assert ("delete", "pods", "miner") in bench.server.calls
+    assert deleted == {
+        ("pods", "miner"): ("mining", "pod", 3),
+        ("resourceclaims", "miner"): ("mining", "claim", None),
+        ("resourceclaimtemplates", "train"): ("team-a", "uid-template", None),
+        ("jobs", "train-1"): ("team-a", "uid-job", None),
+        ("pods", "unhurried"): ("b", "uid-p", Settings().drain_grace_seconds),
+        ("pods", "quick"): ("b", "uid-q", 5),
+    }
+    assert len(bench.server.calls) == len(deleted)
 
 
 def test_a_tenant_is_told_once_that_its_pod_was_stopped() -> None:

@@ -148,6 +148,31 @@ def test_a_miner_is_held_to_its_node_and_its_claim_to_its_very_device() -> None:
     assert pod["spec"]["resourceClaims"][0]["resourceClaimName"] == claim["metadata"]["name"]
 
 
+def test_a_miners_container_is_what_the_pool_says_and_nothing_else() -> None:
+    mining = pool(
+        image="registry.invalid/xmr@sha256:1f",
+        command=["/bin/miner", "--quiet"],
+        args=["--url", "stratum"],
+        env=[{"name": "REGION", "value": "eu"}, {"name": "EMPTY"}],
+        resources={"cpu": "2", "memory": "3Gi"},
+        payoutSecretRef={"name": "wallet"},
+    )
+    [container] = manifests.miner_pod(mining, "n1", "gpu3-9f2c41")["spec"]["containers"]
+    assert container == {
+        "name": "miner",
+        "image": "registry.invalid/xmr@sha256:1f",
+        "command": ["/bin/miner", "--quiet"],
+        "args": ["--url", "stratum"],
+        "env": [{"name": "REGION", "value": "eu"}, {"name": "EMPTY", "value": ""}],
+        "resources": {
+            "requests": {"cpu": "2", "memory": "3Gi"},
+            "limits": {"cpu": "2", "memory": "3Gi"},
+            "claims": [{"name": "gpu"}],
+        },
+        "volumeMounts": [{"name": "payout", "mountPath": "/etc/gpu-tenancy/payout", "readOnly": True}],
+    }
+
+
 def test_a_payout_secret_is_mounted_as_files_and_appears_nowhere_else() -> None:
     mining = pool(
         payoutSecretRef={"name": "wallet"}, args=["--url", "stratum"], env=[{"name": "REGION", "value": "eu"}]
