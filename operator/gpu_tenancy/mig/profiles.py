@@ -47,7 +47,7 @@ _SHAPES: Final = (
 )
 """(compute slices, memory slices, legal starts) of the five base profiles; the same on 40 and 80 GB boards."""
 
-_A100: Final = re.compile(r"^A100-.*?(40|80)GB$")
+_A100: Final = re.compile(r"^A100-.*?(40|80)GB(?:-PCIe)?$")
 
 
 @cache

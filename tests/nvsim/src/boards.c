@@ -51,7 +51,7 @@
 
 #define A100(board, mib, device, subsystem, most, profiles_) \
     {.name = board, .memory_mib = mib, .compute_slices = 7, .memory_slices = 8, .architecture = 7, \
-     .compute_major = 8, .compute_minor = 0, .pci_device_id = device, .pci_subsystem_id = subsystem, \
+     .compute_major = 8, .compute_minor = 0, .cores = 6912, .pci_device_id = device, .pci_subsystem_id = subsystem, \
      .idle_mw = 55000, .least_mw = 100000, .most_mw = most, .default_mw = most, \
      .least_mhz = 210, .most_mhz = 1410, .default_mhz = 1095, .memory_mhz = 1215, \
      .slowdown_celsius = 89, .shutdown_celsius = 92, .most_celsius = 85, .most_memory_celsius = 95, \
@@ -59,7 +59,7 @@
 
 #define HOPPER(board, mib, device, most, profiles_) \
     {.name = board, .memory_mib = mib, .compute_slices = 7, .memory_slices = 8, .architecture = 9, \
-     .compute_major = 9, .compute_minor = 0, .pci_device_id = device, .pci_subsystem_id = 0x16c110de, \
+     .compute_major = 9, .compute_minor = 0, .cores = 16896, .pci_device_id = device, .pci_subsystem_id = 0x16c110de, \
      .idle_mw = 70000, .least_mw = 200000, .most_mw = most, .default_mw = most, \
      .least_mhz = 345, .most_mhz = 1980, .default_mhz = 1980, .memory_mhz = 2619, \
      .slowdown_celsius = 92, .shutdown_celsius = 95, .most_celsius = 87, .most_memory_celsius = 95, \
@@ -71,7 +71,7 @@ const struct board boards[] = {
     A100("NVIDIA A100-SXM4-80GB", 81920, 0x20b210de, 0x147f10de, 400000, A100_80),
     A100("NVIDIA A100 80GB PCIe", 81920, 0x20b510de, 0x153310de, 300000, A100_80),
     {.name = "NVIDIA A30", .memory_mib = 24576, .compute_slices = 4, .memory_slices = 4, .architecture = 7,
-     .compute_major = 8, .compute_minor = 0, .pci_device_id = 0x20b710de, .pci_subsystem_id = 0x153210de,
+     .compute_major = 8, .compute_minor = 0, .cores = 3584, .pci_device_id = 0x20b710de, .pci_subsystem_id = 0x153210de,
      .idle_mw = 28000, .least_mw = 100000, .most_mw = 165000, .default_mw = 165000,
      .least_mhz = 210, .most_mhz = 1440, .default_mhz = 930, .memory_mhz = 1215,
      .slowdown_celsius = 89, .shutdown_celsius = 92, .most_celsius = 85, .most_memory_celsius = 95,

@@ -25,7 +25,7 @@ struct board {
     uint32_t memory_mib;
     uint32_t compute_slices, memory_slices;
     uint32_t architecture; /* NVML_DEVICE_ARCH_*: 7 Ampere, 9 Hopper. */
-    uint32_t compute_major, compute_minor;
+    uint32_t compute_major, compute_minor, cores;
     uint32_t pci_device_id, pci_subsystem_id;
     uint32_t idle_mw, least_mw, most_mw, default_mw;
     uint32_t least_mhz, most_mhz, default_mhz, memory_mhz;

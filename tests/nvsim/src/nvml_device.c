@@ -246,6 +246,16 @@ NVML nvmlDeviceGetCudaComputeCapability(nvml_handle device, int *major, int *min
     return done(&target, NVML_SUCCESS);
 }
 
+NVML nvmlDeviceGetNumGpuCores(nvml_handle device, uint32_t *cores)
+{
+    struct target target;
+    int result = look(__func__, device, GPU, &target);
+    if (result != NVML_SUCCESS)
+        return result;
+    *cores = target.board->cores;
+    return done(&target, NVML_SUCCESS);
+}
+
 NVML nvmlDeviceGetVirtualizationMode(nvml_handle device, uint32_t *mode)
 {
     struct target target;

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import ctypes
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+import pynvml
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_tenancy.agent.gpus import GpuError, GpuLost, Gpus, InsufficientResources, InUse
+from gpu_tenancy.agent.nvml import NvmlGpus
 from gpu_tenancy.api.node import GpuMode
 from gpu_tenancy.mig.layout import Placement, layouts, mask_of, placements
 from tests.fakes.clock import FakeClock
 from tests.fakes.gpus import FakeGpus, Faults
+from tests.nvsim.library import library
+from tests.nvsim.node import STATE, Node
 
 MODELS = ("A100-SXM4-80GB", "A100-SXM4-40GB")
 MIG_INDEX = 1
@@ -56,7 +64,50 @@ def fake(model: str) -> Backend:
     return Backend(gpus, run, lambda: gpus.fail(MIG_INDEX, Faults(lost=True)), gpus.occupy, gpus.reboot)
 
 
-BACKENDS = {"fake": fake}
+_open = ExitStack()
+"""What the simulated node in use needs to be let go; one process has one driver."""
+
+
+@pytest.fixture(autouse=True)
+def let_go() -> Iterator[None]:
+    """After each test no node is left."""
+    yield
+    _open.close()
+
+
+def simulated(model: str) -> Backend:
+    """NVML's own calls on a simulated node; the one before is let go."""
+    _open.close()
+    folder = Path(_open.enter_context(tempfile.TemporaryDirectory()))
+    node = Node.create(folder / "node", board=f"NVIDIA {model}", gpus=2)
+    boot_id = folder / "boot_id"
+    boot_id.write_text(node.boot_id)
+    ctypes.CDLL(str(library()))  # nvidia-ml-py finds by its SONAME what is loaded already
+    patch = _open.enter_context(pytest.MonkeyPatch.context())
+    patch.setenv(STATE, str(node.path))
+    gpus = NvmlGpus.open(boot_id)
+    _open.callback(gpus.close)
+    pynvml.nvmlDeviceSetMigMode(pynvml.nvmlDeviceGetHandleByIndex(MIG_INDEX), 1)
+
+    def occupy(uuid: str) -> None:
+        device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        gi, ci = pynvml.nvmlDeviceGetGpuInstanceId(device), pynvml.nvmlDeviceGetComputeInstanceId(device)
+        node.add_process(MIG_INDEX, 4711, gi=gi, ci=ci)
+
+    def reboot() -> None:
+        node.reboot()
+        boot_id.write_text(node.boot_id)
+
+    def run(call: Awaitable[T]) -> T:
+        async def play() -> T:
+            return await call
+
+        return asyncio.run(play())
+
+    return Backend(gpus, run, lambda: node.lose(MIG_INDEX), occupy, reboot)
+
+
+BACKENDS = {"in memory": fake, "nvml on the simulator": simulated}
 each_backend = pytest.mark.parametrize("make", BACKENDS.values(), ids=BACKENDS)
 each_model = pytest.mark.parametrize("model", MODELS)
 

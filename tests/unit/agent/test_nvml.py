@@ -1,0 +1,219 @@
+"""NVML behind the `Gpus` Protocol, beyond what every backend must do: its traps, its faults, its device nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pynvml
+import pytest
+
+from gpu_tenancy.agent import nvml
+from gpu_tenancy.agent.gpus import GpuError, GpuLost, InsufficientResources, InUse
+from gpu_tenancy.agent.nvml import NvmlGpus, model_name
+from gpu_tenancy.api.node import GpuMode
+from gpu_tenancy.mig.profiles import of_model
+from tests.nvsim.library import library
+from tests.nvsim.node import STATE, Node
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """A node of two A100; the second is in MIG mode."""
+    one = Node.create(tmp_path / "node", gpus=2)
+    one.set("mig_current", 1, gpu=1)
+    one.set("mig_pending", 1, gpu=1)
+    monkeypatch.setenv(STATE, str(one.path))
+    ctypes.CDLL(str(library()))
+    return one
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The host's file system."""
+    folder = tmp_path / "host"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def gpus(node: Node, root: Path) -> Iterator[NvmlGpus]:
+    """Its GPUs through NVML."""
+    del node
+    one = NvmlGpus.open(root=root)
+    yield one
+    one.close()
+
+
+def run(call: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(call)
+
+
+def uuid_of(index: int) -> str:
+    uuid: str = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))
+    return uuid
+
+
+# --- facts --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_gpu_is(gpus: NvmlGpus, root: Path) -> None:
+    (root / "dev").mkdir()
+    for name in ("nvidia0", "nvidiactl", "nvidia-uvm"):
+        (root / "dev" / name).touch()
+    first, second = run(gpus.list())
+    assert (first.index, first.model, first.memory_mib, first.multiprocessors) == (0, "A100-SXM4-80GB", 81920, 108)
+    assert (first.mode, first.healthy, first.pci_bus_id) == (GpuMode.WHOLE, True, "0000:07:00.0")
+    assert first.nodes == ("/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm")
+    assert (second.mode, second.nodes) == (GpuMode.MIG, ("/dev/nvidiactl", "/dev/nvidia-uvm"))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "narrowest"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB", "1g.5gb"),
+        ("NVIDIA A100-PCIE-40GB", "A100-PCIE-40GB", "1g.5gb"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB-PCIe", "1g.10gb"),
+        ("A100-SXM4-80GB", "A100-SXM4-80GB", "1g.10gb"),
+    ],
+)
+def test_a_model_has_a_name_that_the_geometry_knows(name: str, model: str, narrowest: str) -> None:
+    assert model_name(name) == model
+    assert next(iter(of_model(model))) == narrowest
+
+
+def test_a_gpu_that_does_not_answer_holds_up_nobody(
+    gpus: NvmlGpus, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(gpus.list())
+    monkeypatch.setattr(nvml, "ANSWER_SECONDS", 0.05)
+    with node.fault("nvmlDeviceGetName", gpu=0, delay_ms=1000, times=1) as fault:
+        for _ in range(3):
+            first, second = run(gpus.list())
+            assert (first.healthy, second.healthy) == (False, True)
+            assert "GPU 0 has not answered" in first.message
+        assert fault.seen == 1  # nothing is asked of it again before it has answered
+        monkeypatch.setattr(nvml, "ANSWER_SECONDS", 30.0)
+        assert [one.healthy for one in run(gpus.list())] == [True, True]
+
+
+def test_a_lost_gpu_is_told_of_as_it_was(gpus: NvmlGpus, node: Node) -> None:
+    before, _ = run(gpus.list())
+    node.lose(0)
+    after, _ = run(gpus.list())
+    assert (after.uuid, after.healthy) == (before.uuid, False)
+    assert after.message == "GPU 0: GPU is lost; reset the GPU or reboot the node"
+
+
+def test_a_gpu_that_never_said_what_it_is_is_left_out(gpus: NvmlGpus, node: Node) -> None:
+    node.lose(0)
+    assert [one.index for one in run(gpus.list())] == [1]
+
+
+def test_without_library_or_driver_a_sentence_says_what_to_do(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.set("driver_loaded", 0)
+    with pytest.raises(GpuError, match=r"NVML cannot be initialised: .*is NVIDIA's kernel module loaded\?"):
+        NvmlGpus.open()
+
+    def missing() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", missing)
+    with pytest.raises(GpuError, match=r"no libnvidia-ml\.so\.1; install NVIDIA's driver"):
+        NvmlGpus.open()
+
+
+# --- instances ----------------------------------------------------------------------------------------------------
+
+
+def test_a_compute_instance_that_fails_leaves_nothing_behind(gpus: NvmlGpus, node: Node) -> None:
+    with (
+        node.fault("nvmlGpuInstanceCreateComputeInstance", result=pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES),
+        pytest.raises(InsufficientResources, match=r"MIG instance 3g\.40gb at memory slice 4"),
+    ):
+        run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    assert list(run(gpus.instances(uuid_of(1)))) == []
+    run(gpus.create(uuid_of(1), "3g.40gb", 4))
+
+
+def test_an_instance_without_a_compute_instance_is_found_and_taken_away(gpus: NvmlGpus) -> None:
+    device = pynvml.nvmlDeviceGetHandleByIndex(1)
+    pynvml.nvmlDeviceCreateGpuInstance(device, 9)
+    [orphan] = run(gpus.instances(uuid_of(1)))
+    assert (orphan.profile, orphan.uuid, orphan.compute_instance) == ("3g.40gb", "", None)
+    run(gpus.destroy(orphan))
+    assert list(run(gpus.instances(uuid_of(1)))) == []
+
+
+def test_an_id_that_another_has_got_meanwhile_is_not_touched(gpus: NvmlGpus) -> None:
+    gone = run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    run(gpus.destroy(gone))
+    other = run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    assert other.gpu_instance == gone.gpu_instance
+    run(gpus.destroy(gone))
+    assert list(run(gpus.instances(uuid_of(1)))) == [other]
+
+
+def test_a_destroy_that_is_refused_halfway_is_taken_up_again(gpus: NvmlGpus, node: Node) -> None:
+    made = run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    with node.fault("nvmlGpuInstanceDestroy", result=pynvml.NVML_ERROR_IN_USE, times=1):
+        with pytest.raises(InUse, match="In use by another client; stop what uses it, DCGM among others"):
+            run(gpus.destroy(made))
+        [left] = run(gpus.instances(uuid_of(1)))
+        assert left.uuid == ""
+        run(gpus.destroy(made))
+    assert list(run(gpus.instances(uuid_of(1)))) == []
+
+
+def test_without_privileges_a_sentence_says_what_to_do(gpus: NvmlGpus, node: Node) -> None:
+    node.set("unprivileged", 1)
+    with pytest.raises(GpuError, match="the agent must run as root in a privileged pod"):
+        run(gpus.create(uuid_of(1), "3g.40gb", 4))
+
+
+def test_a_gpu_that_is_not_there_is_lost(gpus: NvmlGpus) -> None:
+    with pytest.raises(GpuLost, match="there is no GPU GPU-elsewhere on this node"):
+        run(gpus.instances("GPU-elsewhere"))
+    assert list(run(gpus.processes("MIG-elsewhere"))) == []
+
+
+def test_a_whole_gpu_has_no_instances(gpus: NvmlGpus) -> None:
+    assert list(run(gpus.instances(uuid_of(0)))) == []
+
+
+def test_the_capabilities_of_an_instance_are_among_its_device_nodes(gpus: NvmlGpus, root: Path) -> None:
+    made = run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    gi = made.gpu_instance
+    table = root / "proc/driver/nvidia-caps/mig-minors"
+    table.parent.mkdir(parents=True)
+    table.write_text(
+        f"config 1\nmonitor 2\ngpu0/gi{gi}/access 20\ngpu1/gi{gi}/access 30\ngpu1/gi{gi}/ci0/access 31\n"
+        f"gpu1/gi{gi}/ci1/access 32\ngpu1/gi{gi + 1}/access 40\n"
+    )
+    (root / "dev/nvidia-caps").mkdir(parents=True)
+    for name in ("nvidia1", "nvidiactl", *(f"nvidia-caps/nvidia-cap{number}" for number in (20, 30, 31, 32, 40))):
+        (root / "dev" / name).touch()
+    [found] = run(gpus.instances(uuid_of(1)))
+    assert found.nodes == (
+        "/dev/nvidia1",
+        "/dev/nvidia-caps/nvidia-cap30",
+        "/dev/nvidia-caps/nvidia-cap31",
+        "/dev/nvidiactl",
+    )
+
+
+def test_processes_of_every_kind_are_named(gpus: NvmlGpus, node: Node, root: Path) -> None:
+    for kind, pid in enumerate((71, 72, 73)):
+        node.add_process(0, pid, kind=kind)
+    (root / "proc/72").mkdir(parents=True)
+    (root / "proc/72/comm").write_text("Xorg\n")
+    assert [(one.pid, one.name) for one in run(gpus.processes(uuid_of(0)))] == [(71, ""), (72, "Xorg"), (73, "")]
+
+
+def test_the_boot_is_the_kernels(gpus: NvmlGpus) -> None:
+    assert run(gpus.boot_id()) == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
