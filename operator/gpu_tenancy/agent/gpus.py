@@ -22,7 +22,7 @@ class GpuFacts:
     uuid: str
     """NVML UUID, ``GPU-…``."""
     model: str
-    """NVML name without the vendor, e.g. ``A100-SXM4-80GB``."""
+    """NVML name without the vendor, with - for spaces: ``A100-SXM4-80GB``, ``A100-80GB-PCIe``."""
     memory_mib: int
     """Total memory in MiB."""
     multiprocessors: int

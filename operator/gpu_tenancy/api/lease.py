@@ -126,8 +126,8 @@ class GpusSpec(ApiModel):
     """Devices per pod, all on one node: 1 to 16 for `full`; exactly 1 for a slice, because CUDA sees only one MIG
     device per process."""
     model: str | None = Field(default=None, min_length=1, max_length=63)
-    """GPU model by its NVML name without the vendor, e.g. A100-SXM4-80GB. Absent: any model that fits, the same
-    for all pods; of several the one on which fewest miners stop."""
+    """GPU model by its NVML name without the vendor, with - for spaces: A100-SXM4-80GB, A100-80GB-PCIe. Absent: any
+    model that fits, the same for all pods; of several the one on which fewest miners stop."""
 
 
 class PodResources(ApiModel):

@@ -116,7 +116,7 @@ class Gpu(ApiModel):
     uuid: str = Field(max_length=96)
     """NVML UUID."""
     model: str = Field(max_length=63)
-    """NVML name without the vendor, e.g. A100-SXM4-80GB."""
+    """NVML name without the vendor, with - for spaces: A100-SXM4-80GB, A100-80GB-PCIe."""
     memory_mib: int = Field(ge=1)
     """Total memory in MiB."""
     pci_bus_id: str = Field(default="", max_length=32)

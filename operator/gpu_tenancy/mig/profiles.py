@@ -54,7 +54,7 @@ _A100: Final = re.compile(r"^A100-.*?(40|80)GB(?:-PCIe)?$")
 def of_model(model: str) -> Mapping[str, Profile]:
     """Profiles of a GPU model by name; empty for a model whose geometry is not known (it can only be rented whole).
 
-    `model` is the NVML name without the vendor, e.g. ``A100-SXM4-80GB``, ``A100-PCIE-40GB``.
+    `model` is the NVML name without the vendor, with - for spaces: ``A100-SXM4-80GB``, ``A100-80GB-PCIe``.
     """
     match = _A100.match(model)
     if not match:

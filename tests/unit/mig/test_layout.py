@@ -59,6 +59,7 @@ def test_the_seven_compute_slices_are_never_exceeded_where_memory_slices_are_dis
 
 
 def test_names_say_the_memory_of_the_board() -> None:
+    assert of_model("A100-80GB-PCIe") == of_model("A100-SXM4-80GB")
     assert list(of_model("A100-PCIE-40GB")) == ["1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"]
     assert list(of_model("A100-SXM4-80GB")) == ["1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb"]
     assert set(KNOWN_NAMES) == set(PROFILES)

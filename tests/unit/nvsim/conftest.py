@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pynvml
@@ -21,18 +22,14 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         yield one
 
 
-class driver_of:  # noqa: N801  (a context manager, named as one is read)
+@contextmanager
+def driver_of(node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """NVML is initialised on that node."""
-
-    def __init__(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._node = node
-        self._monkeypatch = monkeypatch
-
-    def __enter__(self) -> None:
-        # nvidia-ml-py finds by its SONAME what is loaded already.
-        ctypes.CDLL(str(library()))
-        self._monkeypatch.setenv(STATE, str(self._node.path))
-        pynvml.nvmlInit()
-
-    def __exit__(self, *_: object) -> None:
+    # nvidia-ml-py finds by its SONAME what is loaded already.
+    ctypes.CDLL(str(library()))
+    monkeypatch.setenv(STATE, str(node.path))
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
         pynvml.nvmlShutdown()
