@@ -99,11 +99,14 @@ static bool is_at(const struct mapping *mapping, const char *path)
 
 bool state_control(const char *path)
 {
+    /* Kept until state_done: another thread must not turn to another node meanwhile. */
     pthread_mutex_lock(&threads);
-    bool opened = is_at(&mappings[CONTROL], path) || map(&mappings[CONTROL], path);
-    pthread_mutex_unlock(&threads);
-    current = opened ? CONTROL : CLIENT;
-    return opened;
+    if (!is_at(&mappings[CONTROL], path) && !map(&mappings[CONTROL], path)) {
+        pthread_mutex_unlock(&threads);
+        return false;
+    }
+    current = CONTROL;
+    return true;
 }
 
 static struct file *in_use(void)
@@ -116,7 +119,8 @@ static struct file *in_use(void)
 static void lock(void)
 {
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    pthread_mutex_lock(&threads);
+    if (current == CLIENT)
+        pthread_mutex_lock(&threads);
     while (fcntl(mappings[current].descriptor, F_SETLKW, &whole) != 0 && errno == EINTR)
         ;
 }
