@@ -5,8 +5,8 @@ Leases are hard: what they take is gone. Miners are soft: they yield their GPU t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
 from gpu_tenancy.core.amounts import NOTHING, Amount, total
@@ -53,7 +53,7 @@ class GpuBook:
 class NodeBook:
     """State of one node in the working copy."""
 
-    __slots__ = ("_gpus", "_mining", "buckets", "facts", "free", "objection", "slots")
+    __slots__ = ("_gpus", "_mining", "answers", "buckets", "facts", "free", "objection", "slots")
 
     def __init__(self, facts: NodeFacts, objection: str) -> None:
         """`objection`: why nothing may be planned on it; empty where it may."""
@@ -67,6 +67,8 @@ class NodeBook:
         """Devices that leases hold in the plan."""
         self.buckets: dict[str, dict[NodeBook, None]] = {}
         """Nodes that are interchangeable with it for whole GPUs, itself among them, by model."""
+        self.answers: dict[Hashable, Any] = {}
+        """What was found out about the node as it is: whoever changes it empties this."""
 
     @property
     def gpus(self) -> dict[str, GpuBook]:
@@ -82,7 +84,8 @@ class NodeBook:
         """Miners that would lose not their GPU but their CPU, memory or pod slot to pods that take this much.
 
         `after`: what leases hold of the GPUs that the pods get, as bits. `takes`: what each miner of a pool takes of
-        its node, by the pool's UID.
+        its node, by the pool's UID. A miner that an earlier lease of the same plan has crowded out already may count
+        again, where it loses its GPU.
         """
         if self._mining is None:
             self._mining = total(_take(slot, takes) for slot in self.facts.mined.values())

@@ -106,9 +106,8 @@ def _place(stock: Stock, context: Context, snapshot: Snapshot, now: datetime) ->
         return _refused(stock, Refusal(Reason(failure.reason), failure.message))
     if refusal := checks.refusal(lease, context):
         return _refused(stock, refusal)
-    # Nothing is given back within a plan: what did not fit once fits for nobody after.
     wants = context.wants(lease)
-    placed = context.world.place([want for want in wants if want not in context.full])
+    placed = context.world.place(wants)
     if placed is not None:
         want = placed.want
         return _placed(stock, placed.seats, context.pricing.price(want.model, want.profile), now)

@@ -75,6 +75,8 @@ class World:
         self.all_models = sorted({model for facts in ordered for model in _unleased(facts).models})
         """Models of the GPUs that are there, sorted."""
         self._takes = takes
+        self._full: set[Want] = set()
+        """What found no room. Nothing is given back within a plan, so it finds none later either."""
         self.unseen = any(facts.unreadable and not facts.gpus for facts in ordered)
         """Some node cannot be read at all: it may have GPUs of any model."""
         self._slices: dict[GpuState, _SliceBucket] = {}
@@ -112,13 +114,11 @@ class World:
     def place(self, wants: Sequence[Want]) -> Placed | None:
         """Seats for all pods of one of the wants, taken in the working copy: of the one that disturbs least, the first
         among equals. None (and nothing taken) if none finds room."""
-        if len(wants) < 2:
-            return self._place(wants[0]) if wants else None
         best: Placed | None = None
-        for want in wants:
+        for number, want in enumerate(wants, 1):
             if (tried := self._place(want)) is None:
                 continue
-            if tried.cost == 0:
+            if tried.cost == 0 or (best is None and number == len(wants)):
                 return tried
             self._give_back(tried)
             best = min(best or tried, tried, key=_cost)
@@ -127,11 +127,14 @@ class World:
     def _place(self, want: Want) -> Placed | None:
         """Seats for all pods at the least disturbance; None if one pod finds none. Pods are alike, so a seat taken for
         one never spoils the count for the others."""
+        if want in self._full:
+            return None
         placed = Placed(want, 0, [], [])
         while (remaining := want.pods - len(placed.seats)) > 0:
             found = self._whole_seats(want) if want.profile == FULL else self._slice_seats(want, remaining)
             if found is None:
                 self._give_back(placed)
+                self._full.add(want)
                 return None
             cost, seats = found
             for seat in seats:
@@ -155,14 +158,23 @@ class World:
             for node in self._wholes[want.model][state]:
                 if not _fits(node, want):
                     continue
-                gpus = _pick(node, want)
                 # Miners that lose their CPU come on top of those that lose their GPU.
-                crowded = node.crowded_out(want.needs.amount, dict.fromkeys(gpus, ALL_SLICES), self._takes)
+                gpus, crowded = self._whole_seat(node, want)
                 if least is None or cost + crowded < least[0]:
                     least = cost + crowded, [Seat(node, gpus, 0)]
                 if not crowded:
                     break
         return least
+
+    def _whole_seat(self, node: NodeBook, want: Want) -> tuple[tuple[GpuBook, ...], int]:
+        """The GPUs of the node that one pod would get, and the miners that it would crowd out."""
+        key = want.model, want.count, want.needs.amount
+        if key not in node.answers:
+            gpus = _pick(node, want)
+            after = dict.fromkeys(gpus, ALL_SLICES)
+            node.answers[key] = gpus, node.crowded_out(want.needs.amount, after, self._takes)
+        answer: tuple[tuple[GpuBook, ...], int] = node.answers[key]
+        return answer
 
     def _slice_seats(self, want: Want, remaining: int) -> _Found | None:
         """The best seats for up to `remaining` pods on one MIG GPU, and what they cost.
@@ -189,7 +201,9 @@ class World:
         for node in bucket.nodes:
             if not _fits(node, want):
                 continue
-            found = self._offer(bucket, best, node, want)
+            key = bucket.state, want.profile, best, want.needs.amount
+            found: Offer = node.answers.get(key) or self._offer(bucket, best, node, want)
+            node.answers[key] = found
             if found == best:
                 return found, node
             if least is None or (found.cost, -len(found.minus_starts)) < (least.cost, -len(least.minus_starts)):
@@ -221,6 +235,7 @@ class World:
             book.hard |= taken
             book.draining &= ~taken
         seat.node.free -= want.needs.amount
+        seat.node.answers.clear()
         self._file(seat.node, seat.gpus)
 
     def _give_back(self, placed: Placed) -> None:
@@ -230,6 +245,7 @@ class World:
             book.hard, book.draining = hard, draining
         for seat in placed.seats:
             seat.node.free += placed.want.needs.amount
+            seat.node.answers.clear()
         for seat in placed.seats:
             self._file(seat.node, seat.gpus)
 

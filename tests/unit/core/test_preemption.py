@@ -18,7 +18,7 @@ from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts
-from gpu_tenancy.core.world import Want, World
+from gpu_tenancy.core.world import Placed, Want, World
 from gpu_tenancy.mig.layout import Placement, device_mask, filling, layouts, mask_of, occupied_by, placements
 from gpu_tenancy.mig.profiles import FULL, of_model
 from tests.unit.core.builders import MODEL, ROOMY, START, gpus
@@ -191,6 +191,42 @@ def test_no_other_choice_displaces_fewer_miners_where_cpu_is_short(
     after |= {action.node: action.slots for action in decided.actions if isinstance(action, SetSlots)}
     assert uid not in decided.refusals
     assert len(before - {one for slots in after.values() for one in devices(slots, HolderKind.MINING_POOL)}) == best
+
+
+@given(
+    cpus=st.tuples(st.integers(3, 20), st.integers(3, 20), st.integers(3, 20)),
+    wanted=st.lists(
+        st.tuples(st.sampled_from((FULL, *PROFILES)), st.integers(1, 2), st.integers(1, 3), st.integers(1, 6)),
+        min_size=2,
+        max_size=8,
+    ),
+)
+def test_what_is_remembered_of_a_node_within_a_plan_changes_no_choice(
+    cpus: tuple[int, int, int], wanted: list[tuple[str, int, int, int]]
+) -> None:
+    facts = [node.facts() for node in settled((), 1, cpus).nodes.values()]
+    takes = {slot.holder.uid: Amount(1000, 2**30, 1) for node in facts for slot in node.slots}
+    remembering, forgetful = World(facts, START, takes), World(facts, START, takes)
+    for world in (remembering, forgetful):
+        world.settle()
+    for profile, count, pods, cpu in wanted:
+        needs = PodNeeds(Amount(cpu * 1000, 2**30, 1))
+        models = (OTHER, MODEL) if profile == FULL else (MODEL,)
+        for node in forgetful.nodes.values():
+            node.answers.clear()
+        chosen = [
+            world.place([Want(profile, count if profile == FULL else 1, pods, model, needs) for model in models])
+            for world in (remembering, forgetful)
+        ]
+        assert len({_choice(one) for one in chosen}) == 1
+
+
+def _choice(placed: Placed | None) -> object:
+    """Model, cost and seats, to compare those of two worlds."""
+    if placed is None:
+        return None
+    seats = [(seat.node.facts.name, [book.gpu.uuid for book in seat.gpus], seat.start) for seat in placed.seats]
+    return placed.want.model, placed.cost, repr(seats)
 
 
 def miners(nodes: Iterable[NodeFacts]) -> set[str]:
