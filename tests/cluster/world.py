@@ -228,11 +228,12 @@ class World:
 
     async def ask(self, path: str) -> tuple[int, str]:
         """GET from the operator's endpoint: status (0: no answer) and text."""
-        async with aiohttp.ClientSession() as session:
+        patience = aiohttp.ClientTimeout(total=5)  # one that was stopped takes the call, and never answers
+        async with aiohttp.ClientSession(timeout=patience) as session:
             try:
                 async with session.get(f"http://127.0.0.1:{self.port}{path}") as answer:
                     return answer.status, await answer.text()
-            except aiohttp.ClientError as error:
+            except (aiohttp.ClientError, TimeoutError) as error:
                 return 0, str(error)
 
     async def start_agent(self, server: GpuServer) -> None:

@@ -380,8 +380,8 @@ async def _operator_stopped_after(world: World, write: str) -> AsyncIterator[Non
     """An operator that stops itself after its first write of a kind and goes on when this is left."""
     await world.kill_operator()
     await world.start_operator((sys.executable, "-m", "tests.cluster.pausing", "--after", write, "operator"))
-    await world.operator_ready()
     try:
+        await world.operator_ready()
         yield
     finally:
         os.kill(world.control_plane.pid_of(OPERATOR), signal.SIGCONT)

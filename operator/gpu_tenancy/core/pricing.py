@@ -48,7 +48,7 @@ class Pricing:
 
 def pricing(books: Sequence[BookFacts], now: datetime) -> Pricing:
     """In effect is the latest book that has begun. Books that share an instant annul each other, but for one that had
-    begun before the others were there: a twin made by mistake must not end the sale."""
+    begun before any other of those that exist was made: a twin made by mistake must not end the sale."""
     twins: dict[datetime, list[Book]] = defaultdict(list)
     for facts in books:
         if facts.spec is not None:
