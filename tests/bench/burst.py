@@ -98,7 +98,7 @@ def run_writes(runs: int) -> list[Figure]:
 
 def _figures(suffix: str, runs: Sequence[Run], goal: str) -> list[Figure]:
     raw = round(statistics.median(run.raw for run in runs), 2)
-    bare, jobs = f"{goal}; {CONDITIONS}", f"{goal}; with a Job each; {CONDITIONS}"
+    bare, jobs = f"{goal}; {CONDITIONS}", f"none: charged for what Kubernetes does for a Job; {CONDITIONS}"
     running, ready = f"see burst_ratio; {CONDITIONS}", f"none: Ready alone, pods by the tenant; {CONDITIONS}"
     return [
         figure(f"burst_ratio{suffix}", [run.leased / run.raw for run in runs], "", bare),

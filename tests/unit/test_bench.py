@@ -101,7 +101,7 @@ def test_every_figure_of_the_burst_says_its_conditions(monkeypatch: pytest.Monke
     figures = [*burst.run_raised(1), *burst.run_default(1)]
     assert len({one.name for one in figures}) == len(figures)
     assert [one.name for one in figures if "nothing mines, ≤ 64 bare pods not Running" not in one.goal] == []
-    assert [one.goal for one in figures if "_ratio" in one.name and "≥ 0.5, aim 0.8" not in one.goal] == []
+    assert [one.goal for one in figures if "burst_ratio" in one.name and "≥ 0.5, aim 0.8" not in one.goal] == []
 
 
 def test_every_figure_of_the_writes_says_its_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
