@@ -14,10 +14,10 @@ from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.core import room
 from gpu_tenancy.core.actions import Refusal
 from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
+from gpu_tenancy.core.placement import Want, World
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.pricing import Pricing
 from gpu_tenancy.core.snapshot import LeaseFacts
-from gpu_tenancy.core.world import Want, World
 from gpu_tenancy.mig.profiles import FULL, KNOWN_NAMES, of_model
 
 DEFAULT_NEEDS: Final = PodNeeds(Amount(1000, 2**30, 1))

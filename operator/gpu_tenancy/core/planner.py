@@ -20,10 +20,10 @@ from gpu_tenancy.core.checks import Context
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.mining import ranked, wanted_slots
 from gpu_tenancy.core.outlooks import outlook, refused
+from gpu_tenancy.core.placement import Seat, World
 from gpu_tenancy.core.pricing import Pricing, pricing
 from gpu_tenancy.core.snapshot import LeaseFacts, Snapshot
 from gpu_tenancy.core.stock import NODE_LOSS, Stock, take_stock
-from gpu_tenancy.core.world import Seat, World
 
 SECOND = timedelta(seconds=1)
 

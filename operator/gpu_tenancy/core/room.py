@@ -9,7 +9,7 @@ from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.core.actions import Refusal
 from gpu_tenancy.core.amounts import cores, counted, gibibytes
 from gpu_tenancy.core.books import GpuBook, NodeBook
-from gpu_tenancy.core.world import Want, World
+from gpu_tenancy.core.placement import Want, World
 from gpu_tenancy.mig.layout import highest_start
 from gpu_tenancy.mig.profiles import FULL, of_model
 

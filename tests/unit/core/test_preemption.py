@@ -15,10 +15,10 @@ from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
 from gpu_tenancy.core.actions import SetSlots
 from gpu_tenancy.core.amounts import Amount
+from gpu_tenancy.core.placement import Placed, Want, World
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts
-from gpu_tenancy.core.world import Placed, Want, World
 from gpu_tenancy.mig.layout import Placement, device_mask, filling, layouts, mask_of, occupied_by, placements
 from gpu_tenancy.mig.profiles import FULL, of_model
 from tests.unit.core.builders import MODEL, ROOMY, START, gpus

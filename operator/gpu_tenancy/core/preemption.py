@@ -1,4 +1,4 @@
-"""What a GPU in some state offers to pods that want slices of it, and what it costs those who are on it. Pure.
+"""What taking a part of a GPU costs those who are on it, and so the best that it offers to pods that want slices. Pure.
 
 Seats on one GPU are few enough to be tried one and all: an A100 has 14 placements, and no profile more than 7 starts.
 """

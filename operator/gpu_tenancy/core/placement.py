@@ -1,4 +1,4 @@
-"""World: the planner's mutable working copy of the cluster. Lives for one call of `plan` only.
+"""Where pods go at the least disturbance: World, the planner's working copy of the cluster. Lives for one `plan` only.
 
 Holds what leases take of each GPU (hard), which miners are there (soft: they yield) and what is still draining, and
 keeps GPUs in buckets by that state, so that a decision looks at the few distinct states and not at every GPU. A node on
@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 from gpu_tenancy.api.node import ObservedSlot, Slot
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.books import GpuBook, NodeBook
-from gpu_tenancy.core.offers import DRAINING_COST, MINER_COST, MOST_DEVICES, PER_POD, GpuState, Offer, offer, union
 from gpu_tenancy.core.podspec import PodNeeds
+from gpu_tenancy.core.preemption import DRAINING_COST, MINER_COST, MOST_DEVICES, PER_POD, GpuState, Offer, offer, union
 from gpu_tenancy.core.snapshot import NodeFacts, once_per_node
 from gpu_tenancy.mig.layout import ALL_SLICES, Placement, device_mask
 from gpu_tenancy.mig.profiles import FULL, of_model
