@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from tests.bench import burst, latency, planner, replay
+from tests.bench import burst, latency, planner, replay, startup
 from tests.bench.figures import Figure, show, write
 
 OUTPUT: Final = Path(__file__).parent.parent.parent / "build" / "bench.json"
@@ -25,6 +25,7 @@ Bench = Callable[[int], list[Figure]]
 REPLAY: Final = "philly_replay_leases"
 """The one that reads a trace."""
 BENCHES: Final[dict[str, Bench]] = {
+    "control_plane_ready_s": startup.run,
     "plan_decision_us": planner.run,
     "lease_ready_s": latency.run,
     "burst_ratio": burst.run_raised,
