@@ -152,7 +152,7 @@ class FakeGpus:
 
     async def processes(self, device: str) -> Sequence[Process]:
         """Processes on a device."""
-        index = self._index_of_device(device)
+        index = self._index(device) if device.startswith("GPU-") else self._index_of_device(device)
         if index is None:
             return []
         with self._alone(index):
@@ -305,8 +305,6 @@ class FakeGpus:
         return self.uuids.index(gpu)
 
     def _index_of_device(self, device: str) -> int | None:
-        if device in self.uuids:
-            return self.uuids.index(device)
         return next((one.gpu for one in self._hardware.instances if one.uuid == device), None)
 
     def _refresh(self) -> None:

@@ -11,12 +11,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from ctypes import byref, c_uint
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 import pynvml
 
@@ -28,13 +32,44 @@ T = TypeVar("T")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 ANSWER_SECONDS: Final = 10.0
 """How long a GPU may take to say what it is before it is listed as not healthy."""
-CORES_PER_MULTIPROCESSOR: Final = {8: 64, 9: 128}
-"""By major compute capability, for the boards that there are for servers (CUDA C++ Programming Guide, 16.1)."""
+CORES_PER_MULTIPROCESSOR: Final = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128}
+"""By compute capability, the minor number included: 8.0 and 8.6 differ (CUDA C++ Programming Guide, 16.1)."""
 COMPUTE_PROFILES: Final = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}
 """NVML_COMPUTE_INSTANCE_PROFILE_* by compute slices."""
 CONTROL_NODES: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 """Device nodes that every user of a GPU needs beside its own."""
 _CAPABILITY: Final = re.compile(r"^gpu(\d+)/gi(\d+)/(?:ci(\d+)/)?access (\d+)$", re.MULTILINE)
+
+
+class _Worker:
+    """One thread for calls that may hang; a daemon, because the process must be able to exit while one does."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        Thread(target=self._work, name=f"nvml {name}", daemon=True).start()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Have it called after those that were submitted before."""
+        future: Future[T] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def end(self) -> None:
+        """Cancel what has not begun; the thread ends once nothing is under way."""
+        with suppress(Empty):
+            while (one := self._calls.get_nowait()) is not None:
+                one[0].cancel()
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (one := self._calls.get()) is not None:
+            future, call = one
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001  (it is for whoever asked)
+                future.set_exception(error)
 
 
 class NvmlGpus:
@@ -44,9 +79,12 @@ class NvmlGpus:
         """`root`: where the host's /dev and /proc are found."""
         self._boot_id = boot_id
         self._root = root
-        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._threads: dict[str, _Worker] = {}
         self._known: dict[int, GpuFacts] = {}
         self._asked: dict[int, Future[GpuFacts]] = {}
+        self._listing: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+        self._owners: dict[str, str] = {}
+        self._halved: set[tuple[str, int, str]] = set()
 
     @classmethod
     def open(cls, boot_id: Path = BOOT_ID, root: Path = Path("/")) -> NvmlGpus:
@@ -61,8 +99,8 @@ class NvmlGpus:
 
     def close(self) -> None:
         """Let NVML go; calls that hang are left alone."""
-        for threads in self._threads.values():
-            threads.shutdown(wait=False, cancel_futures=True)
+        for thread in self._threads.values():
+            thread.end()
         pynvml.nvmlShutdown()
 
     # -------------------------------------------------------------------------------------------------- the Protocol
@@ -73,20 +111,24 @@ class NvmlGpus:
 
     async def list(self) -> Sequence[GpuFacts]:
         """Every GPU; one that is lost or does not answer is not healthy, and said as it was when it still did."""
-        count = await self._in_thread("list", pynvml.nvmlDeviceGetCount)
-        for index in range(count):
-            if index not in self._asked:
-                self._asked[index] = self._thread(f"facts {index}").submit(self._facts, index)
-        await asyncio.to_thread(wait, tuple(self._asked.values()), ANSWER_SECONDS)
-        return [facts for index in range(count) if (facts := self._answer(index)) is not None]
+        async with self._listing.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            with _sentences("the GPUs of this node"):
+                count = await self._in_thread("list", pynvml.nvmlDeviceGetCount)
+            await asyncio.to_thread(wait, self._ask(count), ANSWER_SECONDS)
+            return [facts for index in range(count) if (facts := self._answer(index)) is not None]
 
     async def instances(self, gpu: str) -> Sequence[Instance]:
         """Instances of one GPU, by memory slice."""
-        return await self._in_thread(gpu, lambda: self._instances(gpu))
+        found = await self._in_thread(gpu, lambda: self._instances(gpu))
+        others = {device: owner for device, owner in self._owners.items() if owner != gpu or device == gpu}
+        self._owners = others | {one.uuid: gpu for one in found if one.uuid}
+        return found
 
     async def create(self, gpu: str, profile: str, start: int) -> Instance:
         """A GPU instance at exactly that placement, and the compute instance that has all of it."""
-        return await self._in_thread(gpu, lambda: self._create(gpu, profile, start))
+        made = await self._in_thread(gpu, lambda: self._create(gpu, profile, start))
+        self._owners[made.uuid] = gpu
+        return made
 
     async def destroy(self, instance: Instance) -> None:
         """The compute instance, then the GPU instance."""
@@ -94,18 +136,18 @@ class NvmlGpus:
 
     async def processes(self, device: str) -> Sequence[Process]:
         """Processes on a GPU or a MIG device."""
-        gpu = await self._in_thread(device, lambda: self._gpu_of(device))
+        gpu = self._owners.get(device) or await self._in_thread("devices", lambda: self._gpu_of(device))
         return [] if gpu is None else await self._in_thread(gpu, lambda: self._processes(device))
 
     # ------------------------------------------------------------------------------------------------------- threads
 
-    def _thread(self, name: str) -> ThreadPoolExecutor:
+    def _thread(self, name: str) -> _Worker:
         if name not in self._threads:
-            self._threads[name] = ThreadPoolExecutor(1, thread_name_prefix=f"nvml {name}")
+            self._threads[name] = _Worker(name)
         return self._threads[name]
 
     async def _in_thread(self, name: str, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread(name), call)
+        return await asyncio.wrap_future(self._thread(name).submit(call))
 
     # --------------------------------------------------------------------------------------------------------- facts
 
@@ -123,6 +165,17 @@ class NvmlGpus:
                 nodes=self._existing(f"/dev/nvidia{pynvml.nvmlDeviceGetMinorNumber(device)}", *CONTROL_NODES),
             )
 
+    def _ask(self, count: int) -> Sequence[Future[GpuFacts]]:
+        """Ask every GPU what it is, but for those that owe an answer; one that came too late says what was."""
+        owing = {index: asked for index, asked in self._asked.items() if not asked.done()}
+        fresh = {
+            index: self._thread(f"facts {index}").submit(partial(self._facts, index))
+            for index in range(count)
+            if index not in owing
+        }
+        self._asked = owing | fresh
+        return tuple(fresh.values())
+
     def _answer(self, index: int) -> GpuFacts | None:
         """What a GPU answered; None for one that has never said what it is."""
         asked = self._asked[index]
@@ -133,6 +186,7 @@ class NvmlGpus:
             self._known[index] = asked.result()
         except GpuError as error:
             return self._unwell(index, str(error))
+        self._owners[self._known[index].uuid] = self._known[index].uuid
         return self._known[index]
 
     def _unwell(self, index: int, message: str) -> GpuFacts | None:
@@ -158,7 +212,7 @@ class NvmlGpus:
 
     def _instance(self, gpu: str, device: Any, info: Any, handle: Any) -> Instance:  # noqa: ANN401  (pynvml is untyped)
         at = pynvml.nvmlGpuInstanceGetInfo(handle)
-        compute = _compute_instance(handle, info.sliceCount)
+        compute, _ = _compute_instance(handle, info.sliceCount)
         made = pynvml.nvmlComputeInstanceGetInfo(compute) if compute is not None else None
         minor = pynvml.nvmlDeviceGetMinorNumber(device)
         return Instance(
@@ -201,7 +255,8 @@ class NvmlGpus:
                 pynvml.nvmlGpuInstanceCreateComputeInstance(made, shape.id)
             except pynvml.NVMLError:
                 # Without a compute instance it would hold its slices and be of no use to anybody.
-                pynvml.nvmlGpuInstanceDestroy(made)
+                with suppress(pynvml.NVMLError):  # Why it failed is what counts; the orphan is found later.
+                    pynvml.nvmlGpuInstanceDestroy(made)
                 raise
             return self._instance(gpu, device, info, made)
 
@@ -213,22 +268,34 @@ class NvmlGpus:
                 handle = pynvml.nvmlDeviceGetGpuInstanceById(device, instance.gpu_instance)
             except (pynvml.NVMLError_NotFound, pynvml.NVMLError_NotSupported):
                 return
-            slices = next(one.sliceCount for one in _profiles(device) if one.id == _profile_id(handle))
-            compute = _compute_instance(handle, slices)
+            if not self._is_at(device, handle, instance):
+                return  # Another one has got the id of the one that is gone.
+            halved = (instance.gpu, instance.gpu_instance, instance.uuid)
+            compute, whole = _compute_instance(handle, _profile_of(device, handle).sliceCount)
+            if compute is None and instance.uuid and halved not in self._halved:
+                return  # An orphan that somebody else is about to fill.
             if compute is not None:
                 if _uuid(compute) != instance.uuid:
-                    return  # Another one has got the id of the one that is gone.
+                    return
+                if not whole:
+                    raise GpuError(f"{where}: somebody else divided it; destroy its compute instances by hand")
                 pynvml.nvmlComputeInstanceDestroy(compute)
+                self._halved.add(halved)
             pynvml.nvmlGpuInstanceDestroy(handle)
+            self._halved.discard(halved)
+
+    def _is_at(self, device: Any, handle: Any, instance: Instance) -> bool:  # noqa: ANN401
+        """Whether a GPU instance has the profile and the place of an instance; an id alone is given anew."""
+        start: int = pynvml.nvmlGpuInstanceGetInfo(handle).placement.start
+        return (_profile_name(_profile_of(device, handle)), start) == (instance.profile, instance.start)
 
     # ----------------------------------------------------------------------------------------------------- processes
 
     def _gpu_of(self, device: str) -> str | None:
         """UUID of the GPU of a device; None where there is no such device."""
         with _sentences(f"device {device}"):
-            try:
-                handle = pynvml.nvmlDeviceGetHandleByUUID(device)
-            except pynvml.NVMLError_NotFound:
+            handle = _any_device(device)
+            if handle is None:
                 return None
             if pynvml.nvmlDeviceIsMigDeviceHandle(handle):
                 handle = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
@@ -237,9 +304,8 @@ class NvmlGpus:
 
     def _processes(self, device: str) -> Sequence[Process]:
         with _sentences(f"device {device}"):
-            try:
-                handle = pynvml.nvmlDeviceGetHandleByUUID(device)
-            except pynvml.NVMLError_NotFound:
+            handle = _any_device(device)
+            if handle is None:
                 return []
             pids = {
                 one.pid
@@ -292,6 +358,16 @@ def _device(uuid: str) -> Any:  # noqa: ANN401
         raise GpuLost(f"there is no GPU {uuid} on this node") from None
 
 
+def _any_device(uuid: str) -> Any | None:  # noqa: ANN401
+    """Handle of a GPU or a MIG device; None for a MIG device that is gone, as they go, while GPUs stay."""
+    if uuid.startswith("GPU-"):
+        return _device(uuid)
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    except pynvml.NVMLError_NotFound:
+        return None
+
+
 def _mode(device: Any) -> GpuMode:  # noqa: ANN401
     try:
         current, _ = pynvml.nvmlDeviceGetMigMode(device)
@@ -301,9 +377,9 @@ def _mode(device: Any) -> GpuMode:  # noqa: ANN401
 
 
 def _multiprocessors(device: Any) -> int:  # noqa: ANN401
-    major, _ = pynvml.nvmlDeviceGetCudaComputeCapability(device)
+    capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(device))
     cores: int = pynvml.nvmlDeviceGetNumGpuCores(device)
-    return cores // CORES_PER_MULTIPROCESSOR.get(major, 128)
+    return cores // CORES_PER_MULTIPROCESSOR.get(capability, 128)
 
 
 def _profiles(device: Any) -> Iterator[Any]:  # noqa: ANN401
@@ -314,6 +390,8 @@ def _profiles(device: Any) -> Iterator[Any]:  # noqa: ANN401
         except pynvml.NVMLError_NotSupported:
             continue
         except pynvml.NVMLError_InvalidArgument:
+            if number == 0:
+                raise  # Every driver knows the first: it is the handle that is stale.
             break  # An older driver knows fewer.
 
 
@@ -322,9 +400,13 @@ def _profile_name(info: Any) -> str:  # noqa: ANN401
     return name.removeprefix("MIG ")
 
 
-def _profile_id(instance: Any) -> int:  # noqa: ANN401
-    number: int = pynvml.nvmlGpuInstanceGetInfo(instance).profileId
-    return number
+def _profile_of(device: Any, instance: Any) -> Any:  # noqa: ANN401
+    """Profile of a GPU instance."""
+    number = pynvml.nvmlGpuInstanceGetInfo(instance).profileId
+    found = next((one for one in _profiles(device) if one.id == number), None)
+    if found is None:
+        raise GpuError(f"a GPU instance has profile {number}, which its GPU does not list; update NVIDIA's driver")
+    return found
 
 
 def _placements(device: Any, info: Any) -> Sequence[Any]:  # noqa: ANN401
@@ -348,9 +430,25 @@ def _uuid(compute: Any) -> str:  # noqa: ANN401
     return uuid
 
 
-def _compute_instance(instance: Any, slices: int) -> Any | None:  # noqa: ANN401
-    """The compute instance that has all of a GPU instance, if there is one."""
-    info = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(instance, COMPUTE_PROFILES[slices], 0)
+def _compute_instance(instance: Any, slices: int) -> tuple[Any | None, bool]:  # noqa: ANN401
+    """The compute instance that has all of a GPU instance, or else the first of those that share it, and which it is.
+
+    The project makes none that share; somebody else's are told of, so that their processes are seen.
+    """
+    full = COMPUTE_PROFILES[slices]
+    found = _compute_instances(instance, full)
+    if found:
+        return found[0], True
+    for number in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
+        with suppress(pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument):
+            if number != full and (found := _compute_instances(instance, number)):
+                return found[0], False
+    return None, False
+
+
+def _compute_instances(instance: Any, number: int) -> Sequence[Any]:  # noqa: ANN401
+    """Compute instances of one NVML_COMPUTE_INSTANCE_PROFILE_*."""
+    info = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(instance, number, 0)
     found, count = (pynvml.c_nvmlComputeInstance_t * info.instanceCount)(), c_uint()
     pynvml.nvmlGpuInstanceGetComputeInstances(instance, info.id, found, byref(count))
-    return found[0] if count.value else None
+    return tuple(found[: count.value])

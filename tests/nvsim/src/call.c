@@ -152,22 +152,20 @@ int done(const struct target *target, int result)
     return result;
 }
 
-int done_changed(const struct target *target, int result)
-{
-    if (target->changes)
-        state_commit();
-    state_done();
-    return result;
-}
-
 int look_at_node(const char *symbol, const struct node **node)
 {
     if (!initialised())
         return NVML_UNINITIALIZED;
     int result = suffer(symbol, NULL);
-    if (result == NVML_SUCCESS)
-        *node = state_look();
-    return result;
+    return result == NVML_SUCCESS ? look_again_at_node(node) : result;
+}
+
+int look_again_at_node(const struct node **node)
+{
+    if (!initialised())
+        return NVML_UNINITIALIZED;
+    *node = state_look();
+    return NVML_SUCCESS;
 }
 
 int give_text(char *buffer, uint32_t length, const char *text)

@@ -33,11 +33,11 @@ int look(const char *symbol, nvml_handle handle, unsigned kinds, struct target *
 int change(const char *symbol, nvml_handle handle, unsigned kinds, struct target *target);
 /* End a call. A change is in force from here on, unless `result` is an error. */
 int done(const struct target *target, int result);
-/* End a call that changed something though it says that it failed. */
-int done_changed(const struct target *target, int result);
 
 /* Begin a call about the node. */
 int look_at_node(const char *symbol, const struct node **node);
+/* Look again within the same call, which suffers a fault once only. */
+int look_again_at_node(const struct node **node);
 
 nvml_handle gpu_handle(const struct node *node, uint32_t index);
 nvml_handle instance_handle(const struct target *target, const struct gpu_instance *instance);

@@ -58,7 +58,7 @@ static const struct entry GPU_ENTRIES[] = {
 
 static const struct entry NODE_ENTRIES[] = {
     ENTRY(node, driver_loaded), ENTRY(node, unprivileged), ENTRY(node, refuse_4g_3g), ENTRY(node, stale_enumeration),
-    ENTRY(node, uuid_policy), ENTRY(node, gpu_count), ENTRY(node, create_gpu_instance_ms),
+    ENTRY(node, uuid_policy), ENTRY(node, create_gpu_instance_ms),
     ENTRY(node, create_compute_instance_ms), ENTRY(node, destroy_gpu_instance_ms),
     ENTRY(node, destroy_compute_instance_ms), ENTRY(node, events_told),
 };

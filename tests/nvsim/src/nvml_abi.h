@@ -164,8 +164,6 @@ struct nvml_bar1 {
 
 /* Where an event or a process cannot be attributed to an instance. */
 #define NVML_NO_INSTANCE 0xFFFFFFFFu
-/* "Not available", of a process' memory. */
-#define NVML_NO_VALUE 0xFFFFFFFFFFFFFFFFull
 
 enum {
     NVML_EVENT_SINGLE_BIT_ECC = 0x1,

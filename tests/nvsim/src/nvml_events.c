@@ -93,8 +93,9 @@ NVML nvmlDeviceRegisterEvents(nvml_handle device, uint64_t types, nvml_handle gi
     if (set == NULL)
         return NVML_INVALID_ARGUMENT;
     if (supported) {
+        if (set->types[index] == 0)
+            set->since[index] = last; /* A second registration loses nothing that was told since the first. */
         set->types[index] |= types;
-        set->since[index] = last;
     }
     pthread_mutex_unlock(&guard);
     return supported ? NVML_SUCCESS : NVML_NOT_SUPPORTED;
@@ -126,8 +127,8 @@ NVML nvmlEventSetWait_v2(nvml_handle given, struct nvml_event *event, uint32_t t
 {
     const struct node *node;
     int64_t deadline = clock_monotonic() + (int64_t)timeout_ms * 1000000;
-    for (;;) {
-        int result = look_at_node("nvmlEventSetWait_v2", &node);
+    for (bool first = true;; first = false) {
+        int result = first ? look_at_node("nvmlEventSetWait_v2", &node) : look_again_at_node(&node);
         if (result != NVML_SUCCESS)
             return result;
         uint64_t last = node->events_told;

@@ -26,14 +26,6 @@ NVML nvmlDeviceGetMigMode(nvml_handle device, uint32_t *current, uint32_t *pendi
     return done(&target, NVML_SUCCESS);
 }
 
-static bool in_use(const struct gpu *gpu)
-{
-    for (uint32_t slot = 0; slot < MAX_PROCESSES; slot++)
-        if (gpu->processes[slot].used)
-            return true;
-    return gpu->mig_busy;
-}
-
 NVML nvmlDeviceSetMigMode(nvml_handle device, uint32_t mode, int *activation)
 {
     struct target target;
@@ -49,7 +41,7 @@ NVML nvmlDeviceSetMigMode(nvml_handle device, uint32_t mode, int *activation)
         return done(&target, NVML_SUCCESS);
     if (gpu->mig_reset_required)
         *activation = NVML_RESET_REQUIRED;
-    else if (in_use(gpu))
+    else if (has_processes(gpu) || gpu->mig_busy)
         *activation = NVML_IN_USE;
     else
         settle_mode(target.node, gpu);
@@ -66,7 +58,8 @@ static int profile_with(const char *symbol, nvml_handle device, uint32_t number,
         return result;
     if (number >= NVML_GPU_INSTANCE_PROFILE_COUNT)
         return done(target, NVML_INVALID_ARGUMENT);
-    *profile = target->gpu->mig_current ? profile_by_number(target->board, number) : NULL;
+    bool told = target->gpu->mig_current || !target->board->mig_needs_reset; /* Hopper: whatever the mode. */
+    *profile = told ? profile_by_number(target->board, number) : NULL;
     return *profile != NULL ? NVML_SUCCESS : done(target, NVML_NOT_SUPPORTED);
 }
 

@@ -211,6 +211,14 @@ def test_a_lost_gpu_is_listed_as_not_healthy_and_says_so_to_every_call(make: Cal
 
 
 @each_backend
+def test_a_gpu_that_is_not_there_has_not_no_processes_but_is_lost(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    with pytest.raises(GpuLost):
+        backend.run(backend.gpus.processes("GPU-elsewhere"))
+    assert list(backend.run(backend.gpus.processes("MIG-elsewhere"))) == []
+
+
+@each_backend
 def test_a_reboot_leaves_no_instance_and_is_known_by_its_id(make: Callable[[str], Backend]) -> None:
     backend = make(MODELS[0])
     backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "3g.40gb", 4))

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import subprocess
+import sys
+import time
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import wait
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,7 +105,50 @@ def test_a_gpu_that_does_not_answer_holds_up_nobody(
             assert "GPU 0 has not answered" in first.message
         assert fault.seen == 1  # nothing is asked of it again before it has answered
         monkeypatch.setattr(nvml, "ANSWER_SECONDS", 30.0)
-        assert [one.healthy for one in run(gpus.list())] == [True, True]
+        before = time.monotonic()
+        assert [one.healthy for one in run(gpus.list())] == [False, True]
+        assert time.monotonic() - before < 0.5  # it was waited for once
+        wait(tuple(gpus._asked.values()))
+        node.lose(0)
+        assert [one.healthy for one in run(gpus.list())] == [False, True]  # the late answer is not the present
+
+
+def test_overlapping_lists_in_one_loop_after_another(gpus: NvmlGpus) -> None:
+    async def twice() -> list[int]:
+        return [len(one) for one in await asyncio.gather(gpus.list(), gpus.list())]
+
+    assert [run(twice()), run(twice())] == [[2, 2], [2, 2]]
+
+
+def test_a_count_that_fails_is_a_sentence(gpus: NvmlGpus, node: Node) -> None:
+    with (
+        node.fault("nvmlDeviceGetCount_v2", result=pynvml.NVML_ERROR_UNKNOWN),
+        pytest.raises(GpuError, match="the GPUs of this node: "),
+    ):
+        run(gpus.list())
+
+
+HANGS = """
+import asyncio, time, pynvml
+from gpu_tenancy.agent.nvml import NvmlGpus
+pynvml.nvmlInit = pynvml.nvmlShutdown = lambda: None
+pynvml.nvmlDeviceGetCount = lambda: time.sleep(60)
+gpus = NvmlGpus.open()
+try:
+    asyncio.run(asyncio.wait_for(gpus.list(), 0.1))
+except TimeoutError:
+    gpus.close()
+"""
+
+
+def test_the_process_can_exit_while_a_call_hangs() -> None:
+    subprocess.run([sys.executable, "-c", HANGS], check=True, timeout=20)
+
+
+def test_devices_that_nobody_knows_share_a_thread(gpus: NvmlGpus) -> None:
+    for number in range(5):
+        run(gpus.processes(f"MIG-{number}"))
+    assert set(gpus._threads) == {"devices"}
 
 
 def test_a_lost_gpu_is_told_of_as_it_was(gpus: NvmlGpus, node: Node) -> None:
@@ -168,6 +217,66 @@ def test_a_destroy_that_is_refused_halfway_is_taken_up_again(gpus: NvmlGpus, nod
         assert left.uuid == ""
         run(gpus.destroy(made))
     assert list(run(gpus.instances(uuid_of(1)))) == []
+
+
+def test_an_orphan_that_has_got_the_id_is_somebody_elses(gpus: NvmlGpus) -> None:
+    gone = run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    run(gpus.destroy(gone))
+    made = pynvml.nvmlDeviceCreateGpuInstance(pynvml.nvmlDeviceGetHandleByIndex(1), 9)
+    [orphan] = run(gpus.instances(uuid_of(1)))
+    same = replace(gone, start=orphan.start, gpu_instance=pynvml.nvmlGpuInstanceGetInfo(made).id)
+    run(gpus.destroy(same))
+    run(gpus.destroy(replace(orphan, start=orphan.start ^ 4)))
+    run(gpus.destroy(replace(orphan, profile="4g.40gb")))
+    assert list(run(gpus.instances(uuid_of(1)))) == [orphan]
+
+
+def test_an_instance_that_somebody_else_divided_is_seen_and_left(gpus: NvmlGpus) -> None:
+    made = pynvml.nvmlDeviceCreateGpuInstance(pynvml.nvmlDeviceGetHandleByIndex(1), 9)
+    shape = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(made, 0, 0)
+    pynvml.nvmlGpuInstanceCreateComputeInstance(made, shape.id)
+    [found] = run(gpus.instances(uuid_of(1)))
+    assert (found.uuid[:4], found.compute_instance) == ("MIG-", 0)
+    with pytest.raises(GpuError, match="somebody else divided it"):
+        run(gpus.destroy(found))
+    assert list(run(gpus.instances(uuid_of(1)))) == [found]
+
+
+@pytest.mark.parametrize("call", ["instances", "destroy"])
+def test_a_stale_handle_is_not_taken_for_no_instances(gpus: NvmlGpus, node: Node, call: str) -> None:
+    made = run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    ask = (lambda: gpus.instances(made.gpu)) if call == "instances" else (lambda: gpus.destroy(made))
+    symbols = ("nvmlDeviceGetGpuInstanceProfileInfoV", "nvmlDeviceGetGpuInstanceProfileInfo")
+    with ExitStack() as faults:
+        for symbol in symbols:
+            faults.enter_context(node.fault(symbol, result=pynvml.NVML_ERROR_INVALID_ARGUMENT))
+        with pytest.raises(GpuError, match="Invalid Argument"):
+            run(asyncio.wait_for(ask(), 5))
+
+
+def test_a_profile_that_is_not_listed_is_a_sentence(gpus: NvmlGpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    monkeypatch.setattr(nvml, "_profiles", lambda _: iter(()))
+    with pytest.raises(GpuError, match="which its GPU does not list"):
+        run(asyncio.wait_for(gpus.destroy(made), 5))
+
+
+def test_a_clean_up_that_fails_does_not_hide_why(gpus: NvmlGpus, node: Node) -> None:
+    with (
+        node.fault("nvmlGpuInstanceCreateComputeInstance", result=pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES),
+        node.fault("nvmlGpuInstanceDestroy", result=pynvml.NVML_ERROR_IN_USE),
+        pytest.raises(InsufficientResources),
+    ):
+        run(gpus.create(uuid_of(1), "3g.40gb", 4))
+
+
+@pytest.mark.parametrize(("capability", "cores", "count"), [((8, 0), 6912, 108), ((8, 6), 10752, 84)])
+def test_cores_per_multiprocessor_hang_on_the_minor_number_too(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], cores: int, count: int
+) -> None:
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCudaComputeCapability", lambda _: list(capability))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetNumGpuCores", lambda _: cores)
+    assert nvml._multiprocessors(None) == count
 
 
 def test_without_privileges_a_sentence_says_what_to_do(gpus: NvmlGpus, node: Node) -> None:

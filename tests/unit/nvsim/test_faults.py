@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pynvml
@@ -17,6 +18,7 @@ from tests.nvsim.library import library
 from tests.nvsim.node import STATE, Node, SimulatorError
 from tests.unit.nvsim import calls
 from tests.unit.nvsim.calls import Placement
+from tests.unit.nvsim.conftest import driver_of
 
 THREE_G = 9
 
@@ -39,11 +41,16 @@ def test_the_first_fault_that_matches_wins_and_counts_its_calls(node: Node) -> N
 
 
 def test_a_slow_call_is_slow_and_does_not_hold_up_others(node: Node) -> None:
-    with node.fault("nvmlDeviceGetHandleByUUID", delay_ms=200):
+    with node.fault("nvmlDeviceGetHandleByUUID", delay_ms=1000) as fault:
         uuid = pynvml.nvmlDeviceGetUUID(calls.gpu())
         before = time.monotonic()
-        pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        assert time.monotonic() - before >= 0.2
+        with ThreadPoolExecutor(1) as threads:
+            slow = threads.submit(pynvml.nvmlDeviceGetHandleByUUID, uuid)
+            while not fault.seen:
+                time.sleep(0.001)
+            assert pynvml.nvmlDeviceGetName(calls.gpu(1))
+            assert not slow.done()
+        assert time.monotonic() - before >= 1.0
 
 
 def test_a_gpu_instance_that_stays_in_use_for_a_while(node: Node) -> None:
@@ -194,3 +201,20 @@ def test_what_there_is_not_is_refused_by_the_hand(node: Node, tmp_path: Path) ->
     ):
         with pytest.raises(SimulatorError, match="there is no"):
             refused()
+
+
+def test_the_number_of_gpus_is_not_to_be_set(node: Node) -> None:
+    with pytest.raises(SimulatorError):
+        node.set("gpu_count", 100)
+
+
+@pytest.mark.parametrize(("board", "told"), [("NVIDIA A100-SXM4-80GB", False), ("NVIDIA H100 80GB HBM3", True)])
+def test_hopper_tells_its_profiles_whatever_the_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: str, told: bool
+) -> None:
+    with driver_of(Node.create(tmp_path / "node", board=board), monkeypatch):
+        if told:
+            assert pynvml.nvmlDeviceGetGpuInstanceProfileInfo(calls.gpu(), 0).sliceCount == 1
+        else:
+            with pytest.raises(pynvml.NVMLError_NotSupported):
+                pynvml.nvmlDeviceGetGpuInstanceProfileInfo(calls.gpu(), 0)

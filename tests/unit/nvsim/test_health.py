@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +65,25 @@ def test_a_lost_gpu_tells_xid_79_and_then_ends_every_wait(node: Node) -> None:
             pynvml.nvmlEventSetWait(events, 0)
         with pytest.raises(pynvml.NVMLError_Timeout):
             pynvml.nvmlEventSetWait(of_the_other, 0)
+
+
+def test_a_second_registration_loses_nothing(node: Node) -> None:
+    with registered(0) as events:
+        node.xid(0, 94)
+        pynvml.nvmlDeviceRegisterEvents(calls.gpu(0), pynvml.nvmlEventTypeClock, events)
+        assert told(events)[1] == 94
+
+
+def test_a_wait_suffers_a_fault_once(node: Node) -> None:
+    with registered(0) as events, node.fault("nvmlEventSetWait_v2", delay_ms=1) as fault:
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(told, events, 5000)
+            for _ in range(10):
+                time.sleep(0.01)
+                node.xid(1, 13)
+            node.xid(0, 94)
+            assert waiting.result()[1] == 94
+        assert fault.seen == 1
 
 
 def test_a_change_of_layout_by_somebody_else_is_an_event(node: Node) -> None:
