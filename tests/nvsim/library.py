@@ -10,13 +10,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.cluster.binaries import cache_root
+from tests.cluster.binaries import BuildError, cache_root, from_wheel, put_in_place
 
 SOURCES: Final = Path(__file__).parent / "src"
 SONAME: Final = "libnvidia-ml.so.1"
@@ -25,11 +24,6 @@ _FLAGS: Final = (
     "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-shared", "-fPIC", "-fvisibility=hidden",
     f"-Wl,-soname,{SONAME}",
 )  # fmt: skip
-_ZIG: Final = Path(__file__).parent / "ziglang.txt"
-
-
-class BuildError(RuntimeError):
-    """The simulator could not be built; the message says what to do."""
 
 
 def library(without: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> Path:
@@ -60,11 +54,7 @@ def _build(folder: Path, sources: Sequence[Path], without: Sequence[str], enviro
         done = subprocess.run(command, capture_output=True, text=True, env={**environ, **caches}, check=False)
         if done.returncode != 0:
             raise BuildError(f"{command[0]} could not build the NVML simulator:\n{done.stderr}")
-        try:
-            made.rename(folder)
-        except OSError:
-            if not (folder / SONAME).is_file():  # somebody else was faster, and made the same
-                raise
+        put_in_place(made, folder)
 
 
 def compiler(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -76,25 +66,11 @@ def compiler(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def _zig(environ: Mapping[str, str]) -> list[str]:
-    folder = cache_root(environ) / f"zig-{hashlib.sha256(_ZIG.read_bytes()).hexdigest()[:16]}"
-    if not (folder / "ziglang").is_dir():
-        print("no C compiler on PATH: installing the ziglang wheel (90 MB, once) …", file=sys.stderr, flush=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".zig-") as scratch:
-            target = Path(scratch) / "wheel"
-            done = subprocess.run(
-                [
-                    *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-                    *("--no-deps", "--require-hashes", "--target", str(target), "-r", str(_ZIG)),
-                ],
-                capture_output=True,
-                text=True,
-                env=dict(environ),
-                check=False,
-            )
-            if done.returncode != 0:
-                tail = "\n".join(done.stderr.splitlines()[-5:])
-                raise BuildError(f"there is no C compiler, and zig's cannot be installed; install gcc.\n{tail}")
-            if not (folder / "ziglang").is_dir():
-                target.rename(folder)
+    folder = from_wheel(
+        Path(__file__).parent / "ziglang.txt",
+        "zig",
+        environ,
+        why="no C compiler on PATH: installing the ziglang wheel (90 MB, once) …",
+        otherwise="there is no C compiler, and zig's cannot be installed; install gcc.",
+    )
     return [str(folder / "ziglang" / "zig"), "cc"]

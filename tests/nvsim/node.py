@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from tests.nvsim.library import library
 
@@ -143,7 +141,6 @@ class Node:
         """A new boot: no process, no instance, energy from nought; the MIG mode of an A100 stays."""
         self._call("nvsim_reboot", ctypes.c_uint64(seed))
 
-    @contextmanager
     def fault(
         self,
         symbol: str = "*",
@@ -154,29 +151,11 @@ class Node:
         after: int = 0,
         times: int = 0,
         delay_ms: int = 0,
-    ) -> Iterator[Fault]:
-        """While it lasts, calls of `symbol` (about that GPU or instance) return `result`, or come late.
-
-        The first `after` are left alone; `times` are spoilt then (0: all).
-        """
-        one = self.add_fault(symbol, gpu=gpu, gi=gi, result=result, after=after, times=times, delay_ms=delay_ms)
-        try:
-            yield one
-        finally:
-            one.remove()
-
-    def add_fault(
-        self,
-        symbol: str = "*",
-        *,
-        gpu: int = -1,
-        gi: int = -1,
-        result: int = SUCCESS,
-        after: int = 0,
-        times: int = 0,
-        delay_ms: int = 0,
     ) -> Fault:
-        """The same until it is removed, in whatever process."""
+        """From now on calls of `symbol` (about that GPU or instance) return `result`, or come late, in any process.
+
+        The first `after` are left alone; `times` are spoilt then (0: all). In a `with` statement, until its end.
+        """
         number = self._call("nvsim_add_fault", symbol.encode(), gpu, gi, after, times, result, delay_ms)
         return Fault(self, number)
 
@@ -192,6 +171,12 @@ class Fault:
     def seen(self) -> int:
         """Calls that it has matched, those that it left alone included."""
         return self._node._call("nvsim_fault_seen", self.number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
     def remove(self) -> None:
         """Let calls be as they were."""

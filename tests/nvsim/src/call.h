@@ -34,6 +34,18 @@ int change(const char *symbol, nvml_handle handle, unsigned kinds, struct target
 /* End a call. A change is in force from here on, unless `result` is an error. */
 int done(const struct target *target, int result);
 
+/* An NVML function that answers one question about a device of any of `kinds`: `answer`, of the call's `target`. */
+#define ANSWER(symbol, kinds, type, answer) \
+    NVML symbol(nvml_handle device, type *given) \
+    { \
+        struct target target; \
+        int result = look(__func__, device, kinds, &target); \
+        if (result != NVML_SUCCESS) \
+            return result; \
+        *given = (answer); \
+        return done(&target, NVML_SUCCESS); \
+    }
+
 /* Begin a call about the node. */
 int look_at_node(const char *symbol, const struct node **node);
 /* Look again within the same call, which suffers a fault once only. */

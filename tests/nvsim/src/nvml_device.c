@@ -155,15 +155,7 @@ NVML nvmlDeviceGetHandleByPciBusId_v2(const char *address, nvml_handle *device)
 
 /* --- what a device is -------------------------------------------------------------------------------------------- */
 
-NVML nvmlDeviceGetIndex(nvml_handle device, uint32_t *index)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *index = target.index;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetIndex, GPU, uint32_t, target.index)
 
 NVML nvmlDeviceGetName(nvml_handle device, char *name, uint32_t length)
 {
@@ -215,25 +207,9 @@ NVML nvmlDeviceGetPciInfo_v3(nvml_handle device, struct nvml_pci *pci)
     return done(&target, NVML_SUCCESS);
 }
 
-NVML nvmlDeviceGetMinorNumber(nvml_handle device, uint32_t *minor)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *minor = target.gpu->minor;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetMinorNumber, GPU, uint32_t, target.gpu->minor)
 
-NVML nvmlDeviceGetArchitecture(nvml_handle device, uint32_t *architecture)
-{
-    struct target target;
-    int result = look(__func__, device, GPU | MIG_DEVICE, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *architecture = target.board->architecture;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetArchitecture, GPU | MIG_DEVICE, uint32_t, target.board->architecture)
 
 NVML nvmlDeviceGetCudaComputeCapability(nvml_handle device, int *major, int *minor)
 {
@@ -246,45 +222,13 @@ NVML nvmlDeviceGetCudaComputeCapability(nvml_handle device, int *major, int *min
     return done(&target, NVML_SUCCESS);
 }
 
-NVML nvmlDeviceGetNumGpuCores(nvml_handle device, uint32_t *cores)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *cores = target.board->cores;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetNumGpuCores, GPU, uint32_t, target.board->cores)
 
-NVML nvmlDeviceGetVirtualizationMode(nvml_handle device, uint32_t *mode)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *mode = 0; /* Bare metal. */
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetVirtualizationMode, GPU, uint32_t, 0) /* Bare metal. */
 
-NVML nvmlDeviceGetCurrPcieLinkGeneration(nvml_handle device, uint32_t *generation)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *generation = target.board->architecture == 7 ? 4 : 5;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetCurrPcieLinkGeneration, GPU, uint32_t, target.board->architecture == 7 ? 4 : 5)
 
-NVML nvmlDeviceGetCurrPcieLinkWidth(nvml_handle device, uint32_t *width)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *width = 16;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetCurrPcieLinkWidth, GPU, uint32_t, 16)
 
 /* --- memory and processes ---------------------------------------------------------------------------------------- */
 

@@ -69,15 +69,7 @@ NVML nvmlEventSetFree(nvml_handle given)
 static const uint64_t SUPPORTED = NVML_EVENT_XID | NVML_EVENT_DOUBLE_BIT_ECC | NVML_EVENT_SINGLE_BIT_ECC |
                                   NVML_EVENT_CLOCK | NVML_EVENT_MIG_CONFIG_CHANGE;
 
-NVML nvmlDeviceGetSupportedEventTypes(nvml_handle device, uint64_t *types)
-{
-    struct target target;
-    int result = look(__func__, device, GPU | MIG_DEVICE, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *types = target.kind == GPU ? SUPPORTED : 0;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetSupportedEventTypes, GPU | MIG_DEVICE, uint64_t, target.kind == GPU ? SUPPORTED : 0)
 
 NVML nvmlDeviceRegisterEvents(nvml_handle device, uint64_t types, nvml_handle given)
 {

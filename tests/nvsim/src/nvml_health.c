@@ -96,50 +96,15 @@ NVML nvmlDeviceGetRowRemapperHistogram(nvml_handle device, struct nvml_remap_his
 
 /* --- power, energy, temperature ---------------------------------------------------------------------------------- */
 
-NVML nvmlDeviceGetPowerUsage(nvml_handle device, uint32_t *milliwatts)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *milliwatts = drawn_mw(target.gpu);
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetPowerUsage, GPU, uint32_t, drawn_mw(target.gpu))
 
-NVML nvmlDeviceGetTotalEnergyConsumption(nvml_handle device, uint64_t *millijoules)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *millijoules = energy_uj(target.node, target.gpu) / 1000;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetTotalEnergyConsumption, GPU, uint64_t, energy_uj(target.node, target.gpu) / 1000)
 
-static int limit(const char *symbol, nvml_handle device, uint32_t *milliwatts, bool standard)
-{
-    struct target target;
-    int result = look(symbol, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *milliwatts = standard ? target.board->default_mw : target.gpu->limit_mw;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetPowerManagementLimit, GPU, uint32_t, target.gpu->limit_mw)
 
-NVML nvmlDeviceGetPowerManagementLimit(nvml_handle device, uint32_t *milliwatts)
-{
-    return limit(__func__, device, milliwatts, false);
-}
+ANSWER(nvmlDeviceGetEnforcedPowerLimit, GPU, uint32_t, target.gpu->limit_mw)
 
-NVML nvmlDeviceGetEnforcedPowerLimit(nvml_handle device, uint32_t *milliwatts)
-{
-    return limit(__func__, device, milliwatts, false);
-}
-
-NVML nvmlDeviceGetPowerManagementDefaultLimit(nvml_handle device, uint32_t *milliwatts)
-{
-    return limit(__func__, device, milliwatts, true);
-}
+ANSWER(nvmlDeviceGetPowerManagementDefaultLimit, GPU, uint32_t, target.board->default_mw)
 
 NVML nvmlDeviceGetPowerManagementLimitConstraints(nvml_handle device, uint32_t *least, uint32_t *most)
 {
@@ -352,25 +317,9 @@ NVML nvmlDeviceGetCurrentClocksThrottleReasons(nvml_handle device, uint64_t *bit
     return reasons(__func__, device, bits);
 }
 
-NVML nvmlDeviceGetPerformanceState(nvml_handle device, uint32_t *state)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *state = 0; /* An A100 has no other. */
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetPerformanceState, GPU, uint32_t, 0) /* An A100 has no other. */
 
-NVML nvmlDeviceGetPersistenceMode(nvml_handle device, uint32_t *mode)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *mode = target.gpu->persistence;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetPersistenceMode, GPU, uint32_t, target.gpu->persistence)
 
 NVML nvmlDeviceSetPersistenceMode(nvml_handle device, uint32_t mode)
 {
@@ -382,15 +331,7 @@ NVML nvmlDeviceSetPersistenceMode(nvml_handle device, uint32_t mode)
     return done(&target, mode > 1 ? NVML_INVALID_ARGUMENT : NVML_SUCCESS);
 }
 
-NVML nvmlDeviceGetComputeMode(nvml_handle device, uint32_t *mode)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *mode = target.gpu->compute_mode;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetComputeMode, GPU, uint32_t, target.gpu->compute_mode)
 
 NVML nvmlDeviceSetComputeMode(nvml_handle device, uint32_t mode)
 {

@@ -13,6 +13,14 @@ static void take(uint32_t milliseconds)
         nanosleep(&time, NULL);
 }
 
+/* End a call that takes so long where it succeeds. */
+static int done_in(const struct target *target, int result, uint32_t milliseconds)
+{
+    result = done(target, result);
+    take(result == NVML_SUCCESS ? milliseconds : 0);
+    return result;
+}
+
 /* --- mode -------------------------------------------------------------------------------------------------------- */
 
 NVML nvmlDeviceGetMigMode(nvml_handle device, uint32_t *current, uint32_t *pending)
@@ -211,10 +219,7 @@ NVML nvmlDeviceCreateGpuInstanceWithPlacement(nvml_handle device, uint32_t id, c
             result = fits(&target, it, placement->start) ? NVML_SUCCESS : NVML_INSUFFICIENT_RESOURCES;
     if (result == NVML_SUCCESS)
         result = make_instance(&target, it, placement->start, instance);
-    uint32_t time = target.node->create_gpu_instance_ms;
-    result = done(&target, result);
-    take(result == NVML_SUCCESS ? time : 0);
-    return result;
+    return done_in(&target, result, target.node->create_gpu_instance_ms);
 }
 
 NVML nvmlDeviceCreateGpuInstance(nvml_handle device, uint32_t id, nvml_handle *instance)
@@ -228,10 +233,7 @@ NVML nvmlDeviceCreateGpuInstance(nvml_handle device, uint32_t id, nvml_handle *i
     for (uint32_t at = 0; at < it->start_count && result != NVML_SUCCESS; at++)
         if (fits(&target, it, it->preferred[at]))
             result = make_instance(&target, it, it->preferred[at], instance);
-    uint32_t time = target.node->create_gpu_instance_ms;
-    result = done(&target, result);
-    take(result == NVML_SUCCESS ? time : 0);
-    return result;
+    return done_in(&target, result, target.node->create_gpu_instance_ms);
 }
 
 NVML nvmlDeviceGetGpuInstances(nvml_handle device, uint32_t id, nvml_handle *instances, uint32_t *count)
@@ -302,10 +304,7 @@ NVML nvmlGpuInstanceDestroy(nvml_handle instance)
     if (compute_instances(target.instance) || used_by_process(target.gpu, target.instance->id, NVML_NO_INSTANCE))
         return done(&target, NVML_IN_USE);
     memset(target.instance, 0, sizeof *target.instance);
-    uint32_t time = target.node->destroy_gpu_instance_ms;
-    result = done(&target, NVML_SUCCESS);
-    take(time);
-    return result;
+    return done_in(&target, NVML_SUCCESS, target.node->destroy_gpu_instance_ms);
 }
 
 /* --- compute instances ------------------------------------------------------------------------------------------- */
@@ -470,10 +469,7 @@ NVML nvmlGpuInstanceCreateComputeInstance(nvml_handle instance, uint32_t number,
     };
     name_device(&target, target.instance, one);
     *compute = compute_handle(&target, target.instance, one);
-    uint32_t time = target.node->create_compute_instance_ms;
-    result = done(&target, NVML_SUCCESS);
-    take(time);
-    return result;
+    return done_in(&target, NVML_SUCCESS, target.node->create_compute_instance_ms);
 }
 
 NVML nvmlGpuInstanceGetComputeInstances(nvml_handle instance, uint32_t number, nvml_handle *found, uint32_t *count)
@@ -545,23 +541,12 @@ NVML nvmlComputeInstanceDestroy(nvml_handle compute)
     if (used_by_process(target.gpu, target.instance->id, target.compute->id))
         return done(&target, NVML_IN_USE);
     memset(target.compute, 0, sizeof *target.compute);
-    uint32_t time = target.node->destroy_compute_instance_ms;
-    result = done(&target, NVML_SUCCESS);
-    take(time);
-    return result;
+    return done_in(&target, NVML_SUCCESS, target.node->destroy_compute_instance_ms);
 }
 
 /* --- MIG devices ------------------------------------------------------------------------------------------------- */
 
-NVML nvmlDeviceGetMaxMigDeviceCount(nvml_handle device, uint32_t *count)
-{
-    struct target target;
-    int result = look(__func__, device, GPU, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *count = target.gpu->mig_current ? target.board->compute_slices : 0;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetMaxMigDeviceCount, GPU, uint32_t, target.gpu->mig_current ? target.board->compute_slices : 0)
 
 NVML nvmlDeviceGetMigDeviceHandleByIndex(nvml_handle device, uint32_t index, nvml_handle *mig)
 {
@@ -592,35 +577,11 @@ NVML nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvml_handle mig, nvml_handle *
     return done(&target, NVML_SUCCESS);
 }
 
-NVML nvmlDeviceIsMigDeviceHandle(nvml_handle device, uint32_t *is_mig)
-{
-    struct target target;
-    int result = look(__func__, device, GPU | MIG_DEVICE, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *is_mig = target.kind == MIG_DEVICE;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceIsMigDeviceHandle, GPU | MIG_DEVICE, uint32_t, target.kind == MIG_DEVICE)
 
-NVML nvmlDeviceGetGpuInstanceId(nvml_handle mig, uint32_t *id)
-{
-    struct target target;
-    int result = look(__func__, mig, MIG_DEVICE, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *id = target.instance->id;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetGpuInstanceId, MIG_DEVICE, uint32_t, target.instance->id)
 
-NVML nvmlDeviceGetComputeInstanceId(nvml_handle mig, uint32_t *id)
-{
-    struct target target;
-    int result = look(__func__, mig, MIG_DEVICE, &target);
-    if (result != NVML_SUCCESS)
-        return result;
-    *id = target.compute->id;
-    return done(&target, NVML_SUCCESS);
-}
+ANSWER(nvmlDeviceGetComputeInstanceId, MIG_DEVICE, uint32_t, target.compute->id)
 
 NVML nvmlDeviceGetAttributes_v2(nvml_handle mig, struct nvml_attributes *attributes)
 {

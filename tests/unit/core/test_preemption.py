@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
-from gpu_tenancy.core.actions import SetSlots
+from gpu_tenancy.core.actions import Plan, SetSlots
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.placement import Placed, Want, World
 from gpu_tenancy.core.planner import plan
@@ -33,6 +33,26 @@ Seat = tuple[tuple[str, int], ...]
 
 def devices(slots: Iterable[Slot], kind: HolderKind) -> set[str]:
     return {f"{slot.gpu}/{slot.device}" for slot in slots if slot.holder.kind is kind}
+
+
+def leased(slots: Iterable[Slot]) -> list[Slot]:
+    """Those of leases."""
+    return [slot for slot in slots if slot.holder.kind is HolderKind.GPU_LEASE]
+
+
+def taken_by(slots: Iterable[Slot]) -> dict[str, int]:
+    """Memory slices that they take, as bits, by GPU."""
+    taken: dict[str, int] = {}
+    for slot in slots:
+        taken[slot.gpu] = taken.get(slot.gpu, 0) | mask(slot)
+    return taken
+
+
+def slots_after(nodes: Iterable[NodeFacts], decided: Plan) -> list[Slot]:
+    """The slots of all nodes once the plan is carried out."""
+    after = {node.name: node.slots for node in nodes}
+    after |= {action.node: action.slots for action in decided.actions if isinstance(action, SetSlots)}
+    return [slot for slots in after.values() for slot in slots]
 
 
 def seats(nodes: Iterable[NodeFacts], profile: str, count: int, taken: dict[str, int]) -> Iterator[Seat]:
@@ -105,24 +125,16 @@ def test_no_other_choice_displaces_fewer_miners(
     count = count if profile == FULL else 1
     cluster = settled(leases, idle)
     nodes = tuple(node.facts() for node in cluster.nodes.values())
-    held = [slot for node in nodes for slot in node.slots if slot.holder.kind is HolderKind.GPU_LEASE]
-    taken: dict[str, int] = {}
-    for slot in held:
-        taken[slot.gpu] = taken.get(slot.gpu, 0) | mask(slot)
-    best = fewest(nodes, profile, count, pods, taken)
+    held = leased(slot for node in nodes for slot in node.slots)
+    best = fewest(nodes, profile, count, pods, taken_by(held))
     assume(best is not None)
 
     uid = cluster.create("new", profile, count, pods)
     decided = plan(cluster.snapshot(), cluster.now)
-    after = {node.name: node.slots for node in nodes}
-    after |= {action.node: action.slots for action in decided.actions if isinstance(action, SetSlots)}
-
-    before_miners = {one for node in nodes for one in devices(node.slots, HolderKind.MINING_POOL)}
-    after_miners = {one for slots in after.values() for one in devices(slots, HolderKind.MINING_POOL)}
+    before, after = [slot for node in nodes for slot in node.slots], slots_after(nodes, decided)
     assert uid not in decided.refusals
-    assert len(before_miners - after_miners) == best
-    leased = {one for slots in after.values() for one in devices(slots, HolderKind.GPU_LEASE)}
-    assert devices(held, HolderKind.GPU_LEASE) <= leased
+    assert len(devices(before, HolderKind.MINING_POOL) - devices(after, HolderKind.MINING_POOL)) == best
+    assert devices(held, HolderKind.GPU_LEASE) <= devices(after, HolderKind.GPU_LEASE)
 
 
 # --- several models, and little CPU ---------------------------------------------------------------------------------
@@ -181,16 +193,14 @@ def test_no_other_choice_displaces_fewer_miners_where_cpu_is_short(
     count = count if profile == FULL else 1
     cluster = settled(leases, idle, cpus)
     nodes = tuple(node.facts() for node in cluster.nodes.values())
-    before = miners(nodes)
     best = min(displaced_by_any_seat(nodes, profile, count, cpu), default=None)
     assume(best is not None)
 
     uid = cluster.create("new", profile, count, cpu=str(cpu), memory="1Gi")
     decided = plan(cluster.snapshot(), cluster.now)
-    after = {node.name: node.slots for node in nodes}
-    after |= {action.node: action.slots for action in decided.actions if isinstance(action, SetSlots)}
+    before, after = [slot for node in nodes for slot in node.slots], slots_after(nodes, decided)
     assert uid not in decided.refusals
-    assert len(before - {one for slots in after.values() for one in devices(slots, HolderKind.MINING_POOL)}) == best
+    assert len(devices(before, HolderKind.MINING_POOL) - devices(after, HolderKind.MINING_POOL)) == best
 
 
 @given(
@@ -229,18 +239,11 @@ def _choice(placed: Placed | None) -> object:
     return placed.want.model, placed.cost, repr(seats)
 
 
-def miners(nodes: Iterable[NodeFacts]) -> set[str]:
-    """Devices that are mined."""
-    return {one for node in nodes for one in devices(node.slots, HolderKind.MINING_POOL)}
-
-
 def displaced_by_any_seat(nodes: tuple[NodeFacts, ...], profile: str, count: int, cpu: int) -> Iterator[int]:
     """For each way to seat one pod with that much CPU: the miners that lose their GPU or their CPU."""
     for node in nodes:
-        held = [slot for slot in node.slots if slot.holder.kind is HolderKind.GPU_LEASE]
-        taken: dict[str, int] = {}
-        for slot in held:
-            taken[slot.gpu] = taken.get(slot.gpu, 0) | mask(slot)
+        held = leased(node.slots)
+        taken = taken_by(held)
         left = node.allocatable.cpu_milli // 1000 - len(held) - cpu  # each lease before is of one pod with 1 CPU
         if left < 0:
             continue

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.binaries import BuildError
 from tests.nvsim import library as module
-from tests.nvsim.library import BuildError, compiler, library
+from tests.nvsim.library import compiler, library
 
 
 def test_the_compiler_is_the_users_own_if_there_is_one(tmp_path: Path) -> None:
