@@ -21,6 +21,7 @@ from gpu_tenancy.agent.cycle import Seat, run_agents
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.kube.client import KubeClient
 from tests.fakes.gpus import FakeGpus
+from tests.fakes.machine import machine
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -96,7 +97,7 @@ async def _run(
         here = await asyncio.gather(*(home.read(client, node) for node in nodes))
         seats = {
             one.owner.name: Seat(
-                hardware.gpus(one.owner.name, one.mig_gpus, folders.hardware(one.owner.name)),
+                machine(hardware.gpus(one.owner.name, one.mig_gpus, folders.hardware(one.owner.name))),
                 folders.settings(template, one.owner.name),
             )
             for one in here

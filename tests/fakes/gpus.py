@@ -16,7 +16,16 @@ from typing import Final
 from pydantic import Field
 
 from gpu_tenancy.agent.clock import Clock, SystemClock
-from gpu_tenancy.agent.gpus import GpuError, GpuFacts, GpuLost, Instance, InsufficientResources, InUse, Process
+from gpu_tenancy.agent.gpus import (
+    GpuError,
+    GpuFacts,
+    GpuLost,
+    Instance,
+    InsufficientResources,
+    InUse,
+    Process,
+    Vitals,
+)
 from gpu_tenancy.api.base import ApiModel
 from gpu_tenancy.api.node import GpuMode
 from gpu_tenancy.mig.profiles import Profile, of_model
@@ -32,6 +41,8 @@ MEMORY_MIB: Final[Mapping[str, Mapping[int, int]]] = {
 """Memory of an instance in MiB, by compute slices."""
 TOTAL_MIB: Final[Mapping[str, int]] = {"40GB": 40960, "80GB": 81920}
 MULTIPROCESSORS: Final = 108
+POWER_LIMIT_MW: Final = 400_000
+DRIVER_VERSION: Final = "570.148.08"
 PER_SLICE: Final = 14
 GPU_INSTANCE_IDS: Final[Mapping[int, range]] = {8: range(1), 4: range(1, 3), 2: range(3, 7), 1: range(7, 15)}
 """GPU instance ids by memory slices: a tree, not a counter."""
@@ -52,6 +63,8 @@ class Faults(ApiModel):
     """So many listings of its instances to come fail."""
     slow_seconds: float = 0.0
     """Every call on it takes so much longer."""
+    remap_pending: bool = False
+    """A memory row waits for a reset."""
 
 
 class _Made(ApiModel):
@@ -77,6 +90,8 @@ class Hardware(ApiModel):
     instances: tuple[_Made, ...] = ()
     processes: tuple[_Running, ...] = ()
     faults: dict[int, Faults] = Field(default_factory=dict)
+    power_limits_mw: dict[int, int] = Field(default_factory=dict)
+    """Of the GPUs that have another than the default."""
 
 
 class FakeGpus:
@@ -160,7 +175,51 @@ class FakeGpus:
             self._check(index)
             return [Process(one.pid, one.name) for one in self._hardware.processes if one.device == device]
 
+    async def restore(self, gpu: str) -> Sequence[str]:
+        """The power limit goes back to the default."""
+        index = self._index(gpu)
+        with self._alone(index):
+            await self._pause(index, 0.0)
+            self._check(index)
+            limits = dict(self._hardware.power_limits_mw)
+            if (limit := limits.pop(index, None)) is None:
+                return []
+            self._write(self._hardware.model_copy(update={"power_limits_mw": limits}))
+            return [f"power limit from {limit // 1000} to {POWER_LIMIT_MW // 1000} W"]
+
+    async def vitals(self, gpu: str) -> Vitals:
+        """All well, but for what a test has broken."""
+        index = self._index(gpu)
+        with self._alone(index):
+            await self._pause(index, 0.0)
+            self._check(index)
+            return Vitals(
+                ecc_uncorrected=0,
+                remap_pending=None if index in self.mig else self._faults(index).remap_pending,
+                remap_failed=None if index in self.mig else False,
+                power_limit_mw=self._hardware.power_limits_mw.get(index, POWER_LIMIT_MW),
+                default_power_limit_mw=POWER_LIMIT_MW,
+                pcie_width=16,
+                max_pcie_width=16,
+                driver=DRIVER_VERSION,
+                vbios="92.00.81.00.06",
+            )
+
     # ------------------------------------------------------------------------------------------------- for the tests
+
+    def tune(self, index: int, limit_mw: int) -> None:
+        """Somebody sets the power limit of a GPU."""
+        limits = {**self.hardware.power_limits_mw, index: limit_mw}
+        self._write(self.hardware.model_copy(update={"power_limits_mw": limits}))
+
+    def memory_of(self, device: str) -> int:
+        """Memory in MiB of a whole GPU or an instance. Raises GpuError where there is no such device."""
+        if device in self.uuids:
+            return TOTAL_MIB[self.model[-4:]]
+        for one in self.hardware.instances:
+            if one.uuid == device:
+                return MEMORY_MIB[self.model[-4:]][self._profile(one.profile).compute]
+        raise GpuError(f"there is no device {device} on this node")
 
     @property
     def hardware(self) -> Hardware:

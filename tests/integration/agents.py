@@ -16,7 +16,7 @@ import grpc.aio
 
 from gpu_tenancy.agent import checkpoint
 from gpu_tenancy.agent.clock import SystemClock
-from gpu_tenancy.agent.cycle import Agent
+from gpu_tenancy.agent.cycle import Agent, Seat
 from gpu_tenancy.agent.proto import dra_v1_pb2 as dra
 from gpu_tenancy.agent.proto.dra_v1_pb2_grpc import DRAPluginStub
 from gpu_tenancy.agent.settings import AgentSettings
@@ -30,6 +30,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.eventually import eventually
 from tests.cluster.world import CRDS, environment
 from tests.fakes.gpus import FakeGpus
+from tests.fakes.machine import machine
 
 LEASE, POOL = "lease-uid-1", "pool-uid-2"
 NAMESPACES: Final = {LEASE: "team-a", POOL: "mining", "lease-uid-3": "team-a"}
@@ -109,7 +110,9 @@ class Bench:
     async def agent(self) -> AsyncIterator[None]:
         """The agent at work in this process."""
         async with KubeClient.connect(str(self.control_plane.kubeconfig)) as client:
-            work = asyncio.ensure_future(Agent(self.node, client, self.gpus, self.settings, SystemClock()).run())
+            work = asyncio.ensure_future(
+                Agent(self.node, client, Seat(machine(self.gpus), self.settings), SystemClock()).run()
+            )
             try:
                 await self.until("a ResourceSlice", self._has_slice, work)
                 yield

@@ -267,7 +267,7 @@ def test_the_holders_claim_gets_its_device_and_a_file_for_the_container_runtime(
         [file] = bench.cdi_files()
         spec = json.loads(file.read_text())
         assert list(device.cdi_device_ids) == [f"{spec['kind']}={spec['devices'][0]['name']}"]
-        assert "NVIDIA_VISIBLE_DEVICES=void" in spec["devices"][0]["containerEdits"]["env"]
+        assert "NVIDIA_VISIBLE_DEVICES=void" in spec["containerEdits"]["env"]
         assert (await bench.prepare(claim)).SerializeToString() == answer.SerializeToString()
         for _ in range(2):
             assert not await bench.unprepare(claim)
@@ -352,7 +352,7 @@ def test_a_gpu_in_another_mode_than_declared_is_not_to_be_planned_on(stage: Stag
         async with bench.agent():
             seen = await bench.status("GPUs", lambda seen: seen.body.get("status", {}).get("gpus"))
         gpus = {gpu["index"]: gpu for gpu in seen.body["status"]["gpus"]}
-        assert {index for index, gpu in gpus.items() if not gpu["healthy"]} == {5, 7}
+        assert {index for index, gpu in gpus.items() if gpu.get("fenced")} == {5, 7}
         assert "nvidia-smi -i 5 -mig 1" in gpus[5]["message"]
         assert "nvidia-smi -i 7 -mig 0" in gpus[7]["message"]
 

@@ -14,7 +14,7 @@ from typing import IO, Literal
 
 from pydantic import ValidationError
 
-from gpu_tenancy.agent.situation import Held, Made, PreparedClaim, Situation
+from gpu_tenancy.agent.situation import Fence, Former, Held, Made, PreparedClaim, Situation
 from gpu_tenancy.api.base import ApiModel
 
 
@@ -35,6 +35,10 @@ class Checkpoint(ApiModel):
     """Instances of the agent's own making."""
     prepared: tuple[PreparedClaim, ...] = ()
     """Prepared claims."""
+    former: dict[str, dict[int, Former]] = {}
+    """Who had which memory slice of which GPU last."""
+    fences: tuple[Fence, ...] = ()
+    """Where nothing is made or served."""
 
 
 def of(situation: Situation, boot_id: str) -> Checkpoint:
@@ -44,6 +48,8 @@ def of(situation: Situation, boot_id: str) -> Checkpoint:
         held=tuple(situation.held[device] for device in sorted(situation.held)),
         made=tuple(sorted(situation.made)),
         prepared=tuple(situation.prepared[uid] for uid in sorted(situation.prepared)),
+        former={gpu: dict(sorted(situation.former[gpu].items())) for gpu in sorted(situation.former)},
+        fences=situation.fences,
     )
 
 
@@ -53,6 +59,8 @@ def situation_of(checkpoint: Checkpoint) -> Situation:
         held={held.slot.device: held for held in checkpoint.held},
         made=frozenset(checkpoint.made),
         prepared={claim.uid: claim for claim in checkpoint.prepared},
+        former=checkpoint.former,
+        fences=checkpoint.fences,
     )
 
 

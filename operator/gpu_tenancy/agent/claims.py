@@ -36,7 +36,14 @@ def admitted(situation: Situation, node: str, claim: Mapping[str, Any], uid: str
         raise Refusal(f"claim {namespace}/{name} has no device of {DRIVER} allocated on node {node}")
     for result in results:
         _check(situation, claim, result)
-    return PreparedClaim(uid=uid, namespace=namespace, name=name, devices=_devices(results), users=tuple(_users(claim)))
+    return PreparedClaim(
+        uid=uid,
+        namespace=namespace,
+        name=name,
+        devices=_devices(results),
+        users=tuple(pod["name"] for pod in _pods(claim)),
+        pods=tuple(pod["uid"] for pod in _pods(claim)),
+    )
 
 
 def _check(situation: Situation, claim: Mapping[str, Any], result: Mapping[str, Any]) -> None:
@@ -115,7 +122,8 @@ def _devices(results: Sequence[Mapping[str, Any]]) -> tuple[PreparedDevice, ...]
     )
 
 
-def _users(claim: Mapping[str, Any]) -> Iterator[str]:
+def _pods(claim: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The pods that the claim is reserved for, each with name and UID."""
     for consumer in claim.get("status", {}).get("reservedFor", []):
         if consumer.get("resource") == "pods":
-            yield consumer["name"]
+            yield consumer

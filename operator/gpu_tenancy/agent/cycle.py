@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any, Final, ParamSpec, TypeVar
 
 import msgspec
@@ -18,16 +18,20 @@ from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, w
 
 from gpu_tenancy.agent import checkpoint, heartbeat, home
 from gpu_tenancy.agent import situation as known
+from gpu_tenancy.agent.cdi import ClaimFiles
 from gpu_tenancy.agent.clock import Clock, SystemClock
+from gpu_tenancy.agent.deadlines import due
 from gpu_tenancy.agent.dra import Plugin, Registration, serving
-from gpu_tenancy.agent.gpus import GpuError, GpuFacts, Gpus
+from gpu_tenancy.agent.gpus import GpuError, GpuFacts
 from gpu_tenancy.agent.home import Home
 from gpu_tenancy.agent.lanes import Lanes
+from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.outbox import Outbox
 from gpu_tenancy.agent.report import slice_name
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.agent.situation import Situation
+from gpu_tenancy.agent.steps import scrubs_to_come
 from gpu_tenancy.api.node import GpuMode, GpuNodeSpec
 from gpu_tenancy.kube.client import KubeClient
 from gpu_tenancy.kube.errors import KubeError
@@ -64,28 +68,33 @@ class _SliceView(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One node for `run_agents`: its GPUs and where its files are."""
+    """One node for `run_agents`: its hardware, where its files are, and what containers need of its driver."""
 
-    gpus: Gpus
+    machine: Machine
     settings: AgentSettings
+    driver: Mapping[str, Any] = field(default_factory=dict)
+    """CDI container edits (`driver`)."""
 
 
 async def run_agents(seats: Mapping[str, Seat], client: KubeClient, clock: Clock | None = None) -> None:
     """Run the agents of these nodes, by name, until cancelled: one in a DaemonSet, many on a simulated fleet."""
     async with asyncio.TaskGroup() as tasks:
         for node, seat in seats.items():
-            tasks.create_task(Agent(node, client, seat.gpus, seat.settings, clock or SystemClock()).run())
+            tasks.create_task(Agent(node, client, seat, clock or SystemClock()).run())
 
 
 class Agent:
     """The agent of one node; `run` it until it is cancelled."""
 
-    def __init__(self, node: str, client: KubeClient, gpus: Gpus, settings: AgentSettings, clock: Clock) -> None:
+    def __init__(self, node: str, client: KubeClient, seat: Seat, clock: Clock) -> None:
         self._node = node
         self._client = client
-        self._gpus = gpus
-        self._settings = settings
+        self._machine = seat.machine
+        self._gpus = seat.machine.gpus
+        self._settings = seat.settings
+        self._files = ClaimFiles(seat.settings, seat.driver)
         self._clock = clock
+        self._scrubs_expected = 0
 
     async def run(self) -> None:
         """Be the agent of this node until cancelled.
@@ -114,9 +123,9 @@ class Agent:
         saved = await asyncio.to_thread(checkpoint.read, self._settings.checkpoint)
         situation = checkpoint.situation_of(saved)
         if saved.boot_id != boot_id:
-            situation = known.rebooted(situation)
+            situation = known.rebooted(situation, self._clock.now())
         situation = known.listed(situation, await self._list(known.sound(situation)))
-        return Memory(self._settings.checkpoint, boot_id, situation)
+        return Memory(self._settings.checkpoint, boot_id, situation, self._clock)
 
     async def _persist(self, call: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call until the API server has answered: without it there is nothing to do."""
@@ -130,26 +139,42 @@ class Agent:
 
     async def _work(self, memory: Memory, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
         """Start everything; the order matters: nothing is taken away before the spec was read."""
-        lanes = Lanes(memory, self._gpus, self._clock, self._settings, tasks)
+        lanes = Lanes(memory, self._machine, self._clock, self._settings, tasks)
         await self._first_look(memory, lanes, tasks)
         tasks.create_task(heartbeat.beat(self._client, lambda: outbox.home.owner, self._clock, self._settings))
         await self._watch(memory, outbox, tasks)
         tasks.create_task(self._observe(memory, lanes, tasks))
         tasks.create_task(self._stay_home(outbox))
-        plugin = Plugin(self._node, self._client, memory, self._settings)
+        tasks.create_task(self._watch_deadlines(memory))
+        await asyncio.to_thread(self._files.remove_all_but, memory.situation.prepared)
+        plugin = Plugin(self._node, self._client, memory, self._files, self._clock)
         registrar = Registration(self._settings.dra_socket, outbox.slice_lost)
         async with serving(plugin, registrar, self._settings):
             tasks.create_task(outbox.run())
-            await self._cycle(memory, lanes, outbox)
+            await self._cycle(memory, lanes, outbox, tasks)
 
     # ----------------------------------------------------------------------------------------------------- the cycle
 
-    async def _cycle(self, memory: Memory, lanes: Lanes, outbox: Outbox) -> None:
+    async def _cycle(self, memory: Memory, lanes: Lanes, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
         while True:
             lanes.start()
             outbox.wake()
+            self._expect_scrubs(memory, tasks)
             await memory.changed.wait()
             memory.changed.clear()
+
+    def _expect_scrubs(self, memory: Memory, tasks: asyncio.TaskGroup) -> None:
+        """Have as many children ready as will be needed soon; it costs nobody any waiting."""
+        count = scrubs_to_come(memory.situation)
+        if count != self._scrubs_expected:
+            self._scrubs_expected = count
+            tasks.create_task(self._machine.scrubber.prepare(count))
+
+    async def _watch_deadlines(self, memory: Memory) -> None:
+        """Quarantine what takes too long, and lift fences that are over."""
+        while True:
+            await self._clock.sleep(self._settings.deadline_seconds)
+            memory.learn(due(memory.situation, self._clock.now()))
 
     # ----------------------------------------------------------------------------------------------------- observing
 

@@ -17,7 +17,9 @@ import grpc.aio
 
 from gpu_tenancy.agent import cdi
 from gpu_tenancy.agent import situation as known
+from gpu_tenancy.agent.cdi import ClaimFiles
 from gpu_tenancy.agent.claims import Refusal, admitted
+from gpu_tenancy.agent.clock import Clock
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.proto import dra_v1_pb2 as dra
 from gpu_tenancy.agent.proto import pluginregistration_v1_pb2 as registration
@@ -45,11 +47,12 @@ SUPPORTED: Final = "v1.DRAPlugin"
 class Plugin(DRAPluginServicer):
     """Prepares and unprepares claims on one node."""
 
-    def __init__(self, node: str, client: KubeClient, memory: Memory, settings: AgentSettings) -> None:
+    def __init__(self, node: str, client: KubeClient, memory: Memory, files: ClaimFiles, clock: Clock) -> None:
         self._node = node
         self._client = client
         self._memory = memory
-        self._settings = settings
+        self._files = files
+        self._clock = clock
 
     async def NodePrepareResources(  # noqa: N802  (the wire's name)
         self, request: dra.NodePrepareResourcesRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -73,7 +76,7 @@ class Plugin(DRAPluginServicer):
         try:
             claim = await self._admit(asked)
             await self._memory.saved()
-            cdi.write(self._settings.cdi_root, claim.uid, cdi.spec(self._memory.situation, claim))
+            self._files.write(self._memory.situation, claim)
         except (Refusal, KubeError, OSError) as error:
             _log.warning("Claim %s/%s is not prepared: %s", asked.namespace, asked.name, error)
             return dra.NodePrepareResourceResponse(error=str(error))
@@ -99,11 +102,12 @@ class Plugin(DRAPluginServicer):
 
     async def _unprepare(self, asked: dra.Claim) -> dra.NodeUnprepareResourceResponse:
         try:
-            cdi.remove(self._settings.cdi_root, asked.uid)
+            self._files.remove(asked.uid)
         except OSError as error:
             return dra.NodeUnprepareResourceResponse(error=f"the CDI file of the claim cannot be removed: {error}")
         if asked.uid in self._memory.situation.prepared:
-            self._memory.update(lambda now: known.unclaimed(now, asked.uid))
+            now = self._clock.now()
+            self._memory.update(lambda here: known.unclaimed(here, asked.uid, now))
             await self._memory.saved()
         return dra.NodeUnprepareResourceResponse()
 

@@ -67,12 +67,38 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process that uses a device."""
+    """One process that uses a device, or is a pod's that had it."""
 
     pid: int
     """Process id on the host."""
     name: str
     """Its command, as far as it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What a GPU says of itself when it is examined between two holders."""
+
+    ecc_uncorrected: int | None = None
+    """Uncorrectable memory errors since the driver was loaded; None where the GPU does not count them."""
+    remap_pending: bool | None = None
+    """A memory row waits for a reset to be replaced; None while the GPU has MIG instances: it cannot be read then."""
+    remap_failed: bool | None = None
+    """A memory row could not be replaced: the GPU is to be exchanged; None as above."""
+    recovery_action: str = ""
+    """What the driver asks for, e.g. ``reset the GPU``; empty where nothing."""
+    power_limit_mw: int | None = None
+    """Enforced power limit in mW."""
+    default_power_limit_mw: int | None = None
+    """Power limit in mW that the GPU has by default."""
+    pcie_width: int | None = None
+    """PCIe lanes in use."""
+    max_pcie_width: int | None = None
+    """PCIe lanes that GPU and slot could use."""
+    driver: str = ""
+    """Version of NVIDIA's driver."""
+    vbios: str = ""
+    """Version of the GPU's firmware."""
 
 
 class GpuError(Exception):
@@ -119,6 +145,17 @@ class Gpus(Protocol):
 
     async def destroy(self, instance: Instance) -> None:
         """Destroy a MIG instance; one that is gone already counts as destroyed. Raises InUse."""
+        ...
+
+    async def restore(self, gpu: str) -> Sequence[str]:
+        """Put clocks, power limit and compute mode of a GPU back to their defaults; what was found changed, in words.
+
+        GPU-wide: only while nobody is served on it.
+        """
+        ...
+
+    async def vitals(self, gpu: str) -> Vitals:
+        """Examine a GPU."""
         ...
 
     async def processes(self, device: str) -> Sequence[Process]:

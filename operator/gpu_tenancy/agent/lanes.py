@@ -1,6 +1,7 @@
-"""Carries out the steps on hardware: one lane per GPU, in which one call runs at a time; lanes never wait for another.
+"""Carries out the steps on hardware, in lanes: one for each GPU, in which one call runs at a time, and one for each
+device that is being scrubbed. No lane waits for another.
 
-A lane is a task that lives while its GPU has something to do, so an idle node costs nothing. What the driver refuses
+A lane is a task that lives while there is something to do in it, so an idle node costs nothing. What the driver refuses
 becomes a sentence on the device and a pause, never an end of the lane or of its neighbours.
 """
 
@@ -8,22 +9,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
 from typing import Final, assert_never
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.clock import Clock
-from gpu_tenancy.agent.gpus import GpuError, GpuFacts, Gpus, Instance, Process
+from gpu_tenancy.agent.gpus import GpuError, Instance, Process
+from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
-from gpu_tenancy.agent.situation import claims_on
-from gpu_tenancy.agent.steps import Adopt, Create, Destroy, Hardware, Prove, gpu_of
+from gpu_tenancy.agent.situation import Situation, claims_on
+from gpu_tenancy.agent.steps import (
+    Adopt,
+    Create,
+    Destroy,
+    Hardware,
+    Making,
+    Prove,
+    Restore,
+    Scrub,
+    Verify,
+    lane_of,
+    mask_of,
+    subject_of,
+)
+from gpu_tenancy.agent.vetting import objection
 from gpu_tenancy.api.node import Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 
 _log = logging.getLogger(__name__)
 
-_PROCESS_PAUSES: Final = 10
+_PROCESS_PAUSES: Final = 20
 """Longest pause between looks for processes, in first pauses."""
 
 
@@ -31,10 +48,12 @@ class Lanes:
     """The lanes of one node. Its tasks belong to the TaskGroup it is given."""
 
     def __init__(
-        self, memory: Memory, gpus: Gpus, clock: Clock, settings: AgentSettings, tasks: asyncio.TaskGroup
+        self, memory: Memory, machine: Machine, clock: Clock, settings: AgentSettings, tasks: asyncio.TaskGroup
     ) -> None:
         self._memory = memory
-        self._gpus = gpus
+        self._gpus = machine.gpus
+        self._scrubber = machine.scrubber
+        self._host = machine.host
         self._clock = clock
         self._settings = settings
         self._tasks = tasks
@@ -44,10 +63,10 @@ class Lanes:
 
     def start(self) -> None:
         """Let each lane with a step to take begin, unless it is at it already."""
-        waiting = {gpu_of(step) for step in self._memory.steps if isinstance(step, Hardware)}
-        for gpu in waiting - self._running:
-            self._running.add(gpu)
-            self._spawn(self._run(gpu))
+        waiting = {lane_of(step) for step in self._memory.steps if isinstance(step, Hardware)}
+        for lane in waiting - self._running:
+            self._running.add(lane)
+            self._spawn(self._run(lane))
 
     async def look(self, gpu: str) -> None:
         """List the GPU's instances; where its lane is using it, what the lane finds is newer anyway.
@@ -69,23 +88,23 @@ class Lanes:
         await self._clock.sleep(self._settings.retry_seconds)
         await self.look(gpu)
 
-    def _next(self, gpu: str) -> Hardware | None:
+    def _next(self, lane: str) -> Hardware | None:
         steps = (step for step in self._memory.steps if isinstance(step, Hardware))
-        return next((step for step in steps if gpu_of(step) == gpu), None)
+        return next((step for step in steps if lane_of(step) == lane), None)
 
-    async def _run(self, gpu: str) -> None:
+    async def _run(self, lane: str) -> None:
         try:
             while True:
-                async with self._lock(gpu):
-                    step = self._next(gpu)
+                async with self._lock(lane):
+                    step = self._next(lane)
                     if step is None:
                         return
                     await self._take(step)
         finally:
-            self._running.discard(gpu)
+            self._running.discard(lane)
 
     async def _take(self, step: Hardware) -> None:
-        subject = step.slot.device if isinstance(step, Create | Adopt) else step.subject
+        subject = subject_of(step)
         try:
             await self._carry_out(step)
         except GpuError as error:
@@ -96,33 +115,53 @@ class Lanes:
 
     async def _carry_out(self, step: Hardware) -> None:
         match step:
-            case Prove(subject=subject, uuid=uuid):
-                await self._prove(subject, uuid)
-            case Destroy(instance=instance):
-                await self._gpus.destroy(instance)
-                self._memory.update(lambda now: known.destroyed(now, instance))
+            case Prove(subject=subject, uuid=uuid, traces=traces):
+                await self._prove(subject, uuid, traces)
+            case Destroy():
+                await self._destroy(step)
+            case _:
+                await self._make(step)
+
+    async def _make(self, step: Making) -> None:
+        match step:
+            case Restore(slot=slot):
+                await self._restore(slot)
             case Create(slot=slot) if slot.profile == FULL:
-                await self._check_whole(slot)
+                await self._take_whole(slot)
             case Create(slot=slot):
                 await self._create(slot)
             case Adopt(slot=slot):
                 await self._walk(slot.gpu)
+                self._take_instance(slot)
+            case Scrub(slot=slot, uuid=uuid):
+                await self._scrub(slot, uuid)
+            case Verify(slot=slot):
                 await self._verify(slot)
             case _:
                 assert_never(step)
 
     # ------------------------------------------------------------------------------------------------- taking away
 
-    async def _prove(self, subject: str, uuid: str) -> None:
-        """Two looks, because a process that is just starting or ending can be missing from one."""
-        found = await self._gpus.processes(uuid)
-        if not found:
+    async def _prove(self, subject: str, uuid: str, traces: Sequence[str]) -> None:
+        """Nobody of the former holder is left on the host, and the driver lists nobody: two looks, because a process
+        that is just starting or ending can be missing from one."""
+        left, found = await asyncio.gather(self._host.carrying(traces), self._gpus.processes(uuid))
+        for straggler in left:
+            _log.warning("Process %d (%s) has outlived its pod on %s and is killed.", *_pair(straggler), subject)
+            await self._host.end(straggler, traces)
+        if not (left or found):
             await self._clock.sleep(self._settings.process_interval_seconds)
             found = await self._gpus.processes(uuid)
-        if found:
-            self._wait_for(subject, found)
+        if left or found:
+            self._wait_for(subject, [*left, *(one for one in found if one not in left)])
         else:
-            self._memory.update(lambda now: known.proven_empty(now, subject))
+            now = self._clock.now()
+            self._memory.update(lambda here: known.proven_empty(here, subject, now))
+
+    async def _destroy(self, step: Destroy) -> None:
+        await self._gpus.destroy(step.instance)
+        now = self._clock.now()
+        self._memory.update(lambda here: known.destroyed(here, step.subject, step.instance, now))
 
     def _wait_for(self, subject: str, found: Sequence[Process]) -> None:
         held = self._memory.situation.held.get(subject)
@@ -134,14 +173,24 @@ class Lanes:
 
     # ------------------------------------------------------------------------------------------------------- making
 
-    async def _check_whole(self, slot: Slot) -> None:
+    async def _restore(self, slot: Slot) -> None:
+        for change in await self._gpus.restore(slot.gpu):
+            _log.info("GPU %s, before it serves %s: %s", slot.gpu, slot.device, change)
+        self._advance(slot, lambda here, now: known.restored(here, slot.device, now))
+
+    async def _take_whole(self, slot: Slot) -> None:
         """A whole GPU is made by looking that nobody uses it, its own holder excepted."""
-        found = await self._gpus.processes(slot.gpu)
         gpu = self._memory.situation.gpus.get(slot.gpu)
+        if gpu is not None and await self._is_unused(slot, slot.gpu):
+            self._advance(slot, lambda here, now: known.partitioned(here, slot.device, gpu, now))
+
+    async def _is_unused(self, slot: Slot, uuid: str) -> bool:
+        """Whether nobody uses the device but who has a claim on it; else it is waited for."""
+        found = await self._gpus.processes(uuid)
         if found and not claims_on(self._memory.situation, slot.device):
             self._wait_for(slot.device, found)
-        elif gpu is not None:
-            self._ready(slot, gpu)
+            return False
+        return True
 
     async def _create(self, slot: Slot) -> None:
         self._memory.update(lambda now: known.intended(now, slot))
@@ -153,22 +202,42 @@ class Lanes:
             await self._walk(slot.gpu)
             raise
         await self._walk(slot.gpu)
-        await self._verify(slot)
+        self._take_instance(slot)
 
-    async def _verify(self, slot: Slot) -> None:
-        """Ready is what the driver lists at exactly that placement, not what a call said it had done."""
+    def _take_instance(self, slot: Slot) -> None:
+        """What was made is what the driver lists at exactly that placement, not what a call said it had done."""
         held = self._memory.situation.held.get(slot.device)
         if held is None:
             return  # the spec dropped it meanwhile: what was made is an orphan now and goes the way of orphans
         there = known.instance_of(self._memory.situation, held)
         if there is None or not _is_usable(there):
             raise GpuError(f"the driver lists no usable {slot.profile} at memory slice {slot.start} of {slot.gpu}")
-        self._ready(slot, there)
+        self._advance(slot, lambda here, now: known.partitioned(here, slot.device, there, now))
 
-    def _ready(self, slot: Slot, thing: GpuFacts | Instance) -> None:
+    async def _scrub(self, slot: Slot, uuid: str) -> None:
+        self._memory.update(lambda here: known.scrubs(here, slot.device))
+        try:
+            scrub = await self._scrubber.scrub(uuid)
+        finally:
+            self._memory.update(lambda here: known.rests_from_scrubbing(here, slot.device))
+        self._advance(slot, lambda here, now: known.scrubbed(here, slot.device, scrub, now))
+
+    async def _verify(self, slot: Slot) -> None:
+        """Ready is what looks as it should, from the outside, at that moment."""
+        held = self._memory.situation.held.get(slot.device)
+        if held is None or not await self._is_unused(slot, held.uuid):
+            return
+        vitals = await self._gpus.vitals(slot.gpu)
+        if (wrong := objection(vitals)) is not None:
+            raise GpuError(f"GPU {slot.gpu} is not fit for {slot.device}: {wrong}")
+        mask = mask_of(self._memory.situation, slot.device) if slot.device in self._memory.situation.held else 0
+        self._advance(slot, lambda here, now: known.made_ready(here, slot.device, vitals, mask, now))
+
+    def _advance(self, slot: Slot, transition: Callable[[Situation, datetime], Situation]) -> None:
+        """A step is done; of a device that the spec has dropped meanwhile nobody wants to know."""
         now = self._clock.now()
         if slot.device in self._memory.situation.held:
-            self._memory.update(lambda here: known.made_ready(here, slot.device, thing, now))
+            self._memory.update(lambda here: transition(here, now))
 
     async def _walk(self, gpu: str) -> None:
         instances = await self._gpus.instances(gpu)
@@ -203,6 +272,10 @@ class Lanes:
 
 def _is_usable(instance: Instance) -> bool:
     return bool(instance.uuid) and instance.compute_instance is not None
+
+
+def _pair(process: Process) -> tuple[int, str]:
+    return process.pid, process.name
 
 
 def _named(found: Sequence[Process]) -> str:

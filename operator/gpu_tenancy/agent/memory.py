@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpu_tenancy.agent import checkpoint
+from gpu_tenancy.agent.clock import Clock
 from gpu_tenancy.agent.situation import Situation
 from gpu_tenancy.agent.steps import Step, settled
 
@@ -18,10 +19,11 @@ from gpu_tenancy.agent.steps import Step, settled
 class Memory:
     """The situation of one node. `changed` is set by every change; its one reader clears it."""
 
-    def __init__(self, path: Path, boot_id: str, situation: Situation) -> None:
+    def __init__(self, path: Path, boot_id: str, situation: Situation, clock: Clock) -> None:
         self.changed = asyncio.Event()
         self.boot_id = boot_id
         self._path = path
+        self._clock = clock
         self._situation = situation
         self._settled: Situation | None = None
         self._steps: tuple[Step, ...] = ()
@@ -48,7 +50,7 @@ class Memory:
     def steps(self) -> tuple[Step, ...]:
         """What follows from what is known now. Asking takes the steps that change nothing but what is known."""
         if self._settled is not self._situation:
-            situation, self._steps = settled(self._situation)
+            situation, self._steps = settled(self._situation, self._clock.now())
             self.learn(situation)
             self._settled = situation
         return self._steps
@@ -57,7 +59,7 @@ class Memory:
         """Return once everything known by now is on disk; several callers share one write."""
         async with self._saving:
             known = self._situation
-            kept = (known.held, known.made, known.prepared)
+            kept = (known.held, known.made, known.prepared, known.former, known.fences)
             if all(one is other for one, other in zip(kept, self._kept, strict=False)) and self._kept:
                 return
             text = checkpoint.of(known, self.boot_id).model_dump_json(by_alias=True, exclude_defaults=True)

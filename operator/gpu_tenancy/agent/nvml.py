@@ -24,7 +24,16 @@ from weakref import WeakKeyDictionary
 
 import pynvml
 
-from gpu_tenancy.agent.gpus import GpuError, GpuFacts, GpuLost, Instance, InsufficientResources, InUse, Process
+from gpu_tenancy.agent.gpus import (
+    GpuError,
+    GpuFacts,
+    GpuLost,
+    Instance,
+    InsufficientResources,
+    InUse,
+    Process,
+    Vitals,
+)
 from gpu_tenancy.api.node import GpuMode
 
 T = TypeVar("T")
@@ -38,6 +47,14 @@ COMPUTE_PROFILES: Final = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}
 """NVML_COMPUTE_INSTANCE_PROFILE_* by compute slices."""
 CONTROL_NODES: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 """Device nodes that every user of a GPU needs beside its own."""
+RECOVERY_ACTIONS: Final = {
+    0: "",
+    1: "reset the GPU",
+    2: "reboot the node",
+    3: "drain the GPU and its NVLink peers",
+    4: "drain the GPU and reset it",
+}
+"""nvmlDeviceGpuRecoveryAction_t."""
 _CAPABILITY: Final = re.compile(r"^gpu(\d+)/gi(\d+)/(?:ci(\d+)/)?access (\d+)$", re.MULTILINE)
 
 
@@ -133,6 +150,14 @@ class NvmlGpus:
     async def destroy(self, instance: Instance) -> None:
         """The compute instance, then the GPU instance."""
         await self._in_thread(instance.gpu, lambda: self._destroy(instance))
+
+    async def restore(self, gpu: str) -> Sequence[str]:
+        """Clocks, power limit, compute mode and persistence mode as they are by default."""
+        return await self._in_thread(gpu, lambda: _restore(gpu))
+
+    async def vitals(self, gpu: str) -> Vitals:
+        """What can be read of the GPU; what it does not tell is None."""
+        return await self._in_thread(gpu, lambda: _vitals(gpu))
 
     async def processes(self, device: str) -> Sequence[Process]:
         """Processes on a GPU or a MIG device."""
@@ -365,6 +390,80 @@ def _any_device(uuid: str) -> Any | None:  # noqa: ANN401
     try:
         return pynvml.nvmlDeviceGetHandleByUUID(uuid)
     except pynvml.NVMLError_NotFound:
+        return None
+
+
+def _restore(gpu: str) -> Sequence[str]:
+    """Put settings of a GPU back that a holder may have been given: what a later one must not inherit."""
+    changes = []
+    with _sentences(f"settings of GPU {gpu}"):
+        device = _device(gpu)
+        limit, default = _limits(device)
+        if limit is not None and default is not None and limit != default:
+            pynvml.nvmlDeviceSetPowerManagementLimit(device, default)
+            changes.append(f"power limit from {limit // 1000} to {default // 1000} W")
+        mode = pynvml.nvmlDeviceGetComputeMode(device)
+        if mode != pynvml.NVML_COMPUTEMODE_DEFAULT:
+            pynvml.nvmlDeviceSetComputeMode(device, pynvml.NVML_COMPUTEMODE_DEFAULT)
+            changes.append(f"compute mode from {mode} to the default")
+        # NVML does not say whether clocks are locked: they are unlocked in any case.
+        for unlock in (
+            pynvml.nvmlDeviceResetGpuLockedClocks,
+            pynvml.nvmlDeviceResetMemoryLockedClocks,
+            pynvml.nvmlDeviceResetApplicationsClocks,
+        ):
+            _where_known(unlock, device)
+        if _where_known(pynvml.nvmlDeviceGetPersistenceMode, device) == pynvml.NVML_FEATURE_DISABLED:
+            pynvml.nvmlDeviceSetPersistenceMode(device, pynvml.NVML_FEATURE_ENABLED)
+            changes.append("persistence mode on")
+    return changes
+
+
+def _vitals(gpu: str) -> Vitals:
+    with _sentences(f"GPU {gpu}"):
+        device = _device(gpu)
+        limit, default = _limits(device)
+        remapped = _where_known(pynvml.nvmlDeviceGetRemappedRows, device)
+        return Vitals(
+            ecc_uncorrected=_where_known(
+                pynvml.nvmlDeviceGetTotalEccErrors,
+                device,
+                pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+                pynvml.NVML_VOLATILE_ECC,
+            ),
+            remap_pending=bool(remapped[2]) if remapped else None,
+            remap_failed=bool(remapped[3]) if remapped else None,
+            recovery_action=_recovery_action(device),
+            power_limit_mw=limit,
+            default_power_limit_mw=default,
+            pcie_width=_where_known(pynvml.nvmlDeviceGetCurrPcieLinkWidth, device),
+            max_pcie_width=_where_known(pynvml.nvmlDeviceGetMaxPcieLinkWidth, device),
+            driver=pynvml.nvmlSystemGetDriverVersion(),
+            vbios=_where_known(pynvml.nvmlDeviceGetVbiosVersion, device) or "",
+        )
+
+
+def _limits(device: Any) -> tuple[int | None, int | None]:  # noqa: ANN401
+    """Enforced and default power limit in mW; None where the GPU has none."""
+    return (
+        _where_known(pynvml.nvmlDeviceGetEnforcedPowerLimit, device),
+        _where_known(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, device),
+    )
+
+
+def _recovery_action(device: Any) -> str:  # noqa: ANN401
+    """What the driver asks for; empty where nothing, and of older drivers, which do not say."""
+    fields = _where_known(pynvml.nvmlDeviceGetFieldValues, device, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
+        return ""
+    return RECOVERY_ACTIONS.get(fields[0].value.uiVal, f"do what its recovery action {fields[0].value.uiVal} means")
+
+
+def _where_known(ask: Callable[..., Any], *arguments: Any) -> Any | None:  # noqa: ANN401
+    """The answer to a question; None where GPU or driver do not know it."""
+    try:
+        return ask(*arguments)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound, pynvml.NVMLError_InvalidArgument):
         return None
 
 

@@ -74,7 +74,7 @@ class Outbox:
         self._slice = await self._read_slice()
         slots = self._status.slots if self._status else []
         ready_at = {slot.device: slot.ready_at for slot in slots if slot.ready_at and slot.state is SlotState.READY}
-        self._memory.update(lambda now: known.resumed(now, _names(self._slice), ready_at))
+        self._memory.update(lambda now: known.resumed(now, _names(self._slice), ready_at, self._clock.now()))
 
     async def run(self) -> None:
         """Write what is to be written, for ever; what fails is tried again with the truth of that moment."""

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from gpu_tenancy.agent.gpus import GpuFacts
 from gpu_tenancy.agent.home import Home, Owner
-from gpu_tenancy.agent.situation import Held, Shape, Situation
-from gpu_tenancy.agent.steps import foreign, intrusion
+from gpu_tenancy.agent.situation import WHOLE_GPU, Held, Shape, Situation
+from gpu_tenancy.agent.steps import foreign, instance_mask, intrusion, slices
 from gpu_tenancy.api.base import ConditionStatus, HolderKind
 from gpu_tenancy.api.names import ATTRIBUTE_HOLDER, DRIVER
 from gpu_tenancy.api.node import (
@@ -52,7 +52,11 @@ def status(
 
 
 def _gpu(situation: Situation, facts: GpuFacts, here: Home) -> Gpu:
-    trouble = gpu_trouble(situation, facts, here)
+    trouble, fences = gpu_trouble(situation, facts), _fences(situation, facts, here)
+    mask = 0
+    for fenced, _ in fences:
+        mask |= fenced
+    reasons = [trouble] if trouble else list(dict.fromkeys(why for _, why in fences))
     return Gpu(
         index=facts.index,
         uuid=facts.uuid,
@@ -61,24 +65,47 @@ def _gpu(situation: Situation, facts: GpuFacts, here: Home) -> Gpu:
         pci_bus_id=facts.pci_bus_id,
         mode=facts.mode,
         healthy=trouble is None,
-        message=(trouble or "")[:MESSAGE_LIMIT],
+        fenced=[number for number in range(8) if mask >> number & 1],
+        message="; ".join(reasons)[:MESSAGE_LIMIT],
     )
 
 
-def gpu_trouble(situation: Situation, facts: GpuFacts, here: Home) -> str | None:
-    """Why nothing new is to be planned on the GPU, as a sentence naming the remedy; None where it is sound."""
+def gpu_trouble(situation: Situation, facts: GpuFacts) -> str | None:
+    """Why nobody can be served on the GPU, as a sentence naming the remedy; None where it is sound."""
     if not facts.healthy:
         return facts.message
-    if here.mistake:
-        return here.mistake
+    fence = next((one for one in situation.fences if (one.gpu, one.mask) == (facts.uuid, WHOLE_GPU)), None)
+    return fence.reason if fence is not None else None
+
+
+def _fences(situation: Situation, facts: GpuFacts, here: Home) -> list[tuple[int, str]]:
+    """Memory slices of a GPU, as bits, on which nothing new is to be planned, and why."""
+    fences = [(one.mask, one.reason) for one in situation.fences if one.gpu == facts.uuid]
+    fences += [
+        (slices(facts, held.slot), f"{held.slot.device} is quarantined: {held.message}")
+        for held in situation.held.values()
+        if held.slot.gpu == facts.uuid and _is_quarantined(held)
+    ]
+    fences += [(instance_mask(one), intrusion(facts, one)) for one in foreign(situation, facts.uuid)]
+    if undeclared := _undeclared(facts, here):
+        fences.append((WHOLE_GPU, undeclared))
+    return fences
+
+
+def _undeclared(facts: GpuFacts, here: Home) -> str:
+    """Why a GPU is not in the mode that its Node declares, or that this cannot be told; empty where all is well."""
     wanted = GpuMode.MIG if facts.index in here.mig_gpus else GpuMode.WHOLE
-    if facts.mode is not wanted:
-        switch = "1" if wanted is GpuMode.MIG else "0"
-        return (
-            f"GPU {facts.index} is in mode {facts.mode}, the Node declares {wanted}: drain the node and run "
-            f"nvidia-smi -i {facts.index} -mig {switch}, then reset the GPU or reboot; or correct the annotation"
-        )
-    return next((intrusion(facts, instance) for instance in foreign(situation, facts.uuid)), None)
+    if here.mistake or facts.mode is wanted:
+        return here.mistake
+    switch = "1" if wanted is GpuMode.MIG else "0"
+    return (
+        f"GPU {facts.index} is in mode {facts.mode}, the Node declares {wanted}: drain the node and run "
+        f"nvidia-smi -i {facts.index} -mig {switch}, then reset the GPU or reboot; or correct the annotation"
+    )
+
+
+def _is_quarantined(held: Held) -> bool:
+    return held.overdue and held.state is not SlotState.READY
 
 
 def _slot(held: Held) -> ObservedSlot:
@@ -89,9 +116,10 @@ def _slot(held: Held) -> ObservedSlot:
         profile=slot.profile,
         start=slot.start,
         holder=slot.holder,
-        state=held.state,
+        state=SlotState.QUARANTINED if _is_quarantined(held) else held.state,
         uuid=held.uuid,
         ready_at=held.ready_at if held.state in {SlotState.READY, SlotState.DRAINING} else None,
+        hand_over=held.hand_over if held.state is SlotState.READY else None,
         message=held.message[:MESSAGE_LIMIT],
     )
 
@@ -114,7 +142,7 @@ def _ready(
 def _verdict(gpus: list[Gpu], slots: list[ObservedSlot]) -> tuple[ConditionStatus, NodeReason, str]:
     if not gpus:
         return ConditionStatus.FALSE, NodeReason.NO_GPUS, "the driver lists no GPU on this node"
-    faults = [one.message for one in gpus if not one.healthy]
+    faults = [one.message for one in gpus if one.fenced or not one.healthy]
     faults += [f"{one.device}: {one.message}" for one in slots if one.state is SlotState.FAILED]
     if faults:
         return ConditionStatus.FALSE, NodeReason.DEVICE_FAILED, "; ".join(dict.fromkeys(faults))
@@ -143,7 +171,7 @@ def is_awaited(old: GpuNodeStatus | None, new: GpuNodeStatus) -> bool:
 
 def _matters(slot: ObservedSlot, now: Mapping[str, tuple[SlotState, datetime | None]]) -> bool:
     state, _ = now.get(slot.device, (None, None))
-    if state in {SlotState.READY, SlotState.FAILED}:
+    if state in {SlotState.READY, SlotState.FAILED, SlotState.QUARANTINED}:
         return True
     return slot.holder.kind is HolderKind.GPU_LEASE and state is not SlotState.PREPARING
 

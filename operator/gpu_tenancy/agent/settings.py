@@ -20,6 +20,8 @@ class AgentSettings(BaseModel):
     """Folder in which the container runtime looks for CDI files."""
     state_dir: Path = Path("/var/lib/gpu-tenancy")
     """Folder of the agent's checkpoint; it must survive the agent, and may survive a reboot."""
+    dev_root: Path = Path("/")
+    """Folder under which the host has the `dev` of its driver: what the container runtime is told."""
     namespace: str = SYSTEM_NAMESPACE
     """Namespace of the heartbeat Lease."""
     heartbeat_seconds: float = Field(default=10.0, gt=0)
@@ -40,8 +42,12 @@ class AgentSettings(BaseModel):
     """How long a change of status that nobody waits for may wait for one that somebody does."""
     process_interval_seconds: float = Field(default=0.02, gt=0)
     """Time between the two looks for processes."""
-    process_retry_seconds: float = Field(default=0.1, gt=0)
-    """First pause after a process was seen; doubles up to ten times as much."""
+    process_retry_seconds: float = Field(default=0.05, gt=0)
+    """First pause after a process was seen; doubles up to twenty times as much."""
+    scrub_seconds: float = Field(default=30.0, gt=0)
+    """How long one scrub may take before it is killed and tried again."""
+    deadline_seconds: float = Field(default=1.0, gt=0)
+    """Period in which deadlines of hand-overs are looked at while there is one."""
     retry_seconds: float = Field(default=0.5, gt=0)
     """First pause after the driver refused something; doubles."""
     retry_limit_seconds: float = Field(default=60.0, gt=0)

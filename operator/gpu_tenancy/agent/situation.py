@@ -6,19 +6,21 @@ situation, the rest of the agent carries it out and records the outcome here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Self, TypeVar
 
-from gpu_tenancy.agent.gpus import GpuFacts, Instance
-from gpu_tenancy.api.base import ApiModel, MicroTime
-from gpu_tenancy.api.node import Slot, SlotState
+from gpu_tenancy.agent.gpus import GpuFacts, Instance, Vitals
+from gpu_tenancy.api.base import ApiModel, Holder, MicroTime
+from gpu_tenancy.api.node import HandOver, HandOverStep, HandOverStepType, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 
 K = TypeVar("K")
 V = TypeVar("V")
 
+PROBATION: Final = timedelta(minutes=10)
+"""How long a place stays out of use on which a device could not be made in time."""
 WHOLE_GPU: Final = 0xFF
 """All eight memory slices."""
 
@@ -37,6 +39,39 @@ class Shape(ApiModel):
     def of(cls, device: GpuFacts | Instance) -> Self:
         """The shape of a whole GPU or of an instance."""
         return cls(memory_mib=device.memory_mib, multiprocessors=device.multiprocessors, nodes=device.nodes)
+
+
+class Scrub(ApiModel):
+    """What a scrub wrote and read back."""
+
+    bytes: int
+    """Bytes of device memory that were overwritten."""
+    samples: int
+    """Places that were read back and held what had been written."""
+
+
+class Former(ApiModel):
+    """Who had a memory slice last, and how that one was taken from them."""
+
+    holder: Holder
+    """Lease or pool."""
+    steps: tuple[HandOverStep, ...] = ()
+    """Evict, ProveEmpty and Destroy, with their times."""
+    gone_at: MicroTime
+    """When nothing was left of their device."""
+
+
+class Fence(ApiModel):
+    """Memory slices of a GPU that are kept out of use."""
+
+    gpu: str
+    """UUID of the GPU."""
+    mask: int
+    """The slices, as bits."""
+    reason: str
+    """Why, as a sentence that names the remedy."""
+    until: MicroTime | None = None
+    """When they are tried again; None: not before what the reason names was done."""
 
 
 class Held(ApiModel):
@@ -58,6 +93,18 @@ class Held(ApiModel):
     """Its `ready_at` stands in GpuNode.status."""
     published: bool = False
     """It stands in the node's ResourceSlice, or may do so."""
+    traces: tuple[str, ...] = ()
+    """UIDs of the pods and claims that were given it: a process on the host that carries one is its holder's."""
+    since: MicroTime | None = None
+    """When the step of its hand-over that is under way, or waited for, began."""
+    steps: tuple[HandOverStep, ...] = ()
+    """Steps of its hand-over that are done."""
+    scrub: Scrub | None = None
+    """What its scrub wrote, once it has been scrubbed."""
+    hand_over: HandOver | None = None
+    """How it was made ready; not None means that it is not scrubbed again: a pod's data may be on it."""
+    overdue: bool = False
+    """A step of its hand-over did not end in time."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -96,6 +143,8 @@ class PreparedClaim(ApiModel):
     """What it was given."""
     users: tuple[str, ...] = ()
     """Names of the pods it was reserved for when it was prepared."""
+    pods: tuple[str, ...] = ()
+    """UIDs of the same pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +169,12 @@ class Situation:
     """Devices (by name) and orphaned instances (by UUID) on which no process was seen, twice."""
     resting: frozenset[str] = frozenset()
     """Devices and orphans whose next attempt is not due yet."""
+    scrubbing: frozenset[str] = frozenset()
+    """Devices that are being scrubbed right now."""
+    former: Mapping[str, Mapping[int, Former]] = field(default_factory=dict)
+    """Who had which memory slice of which GPU last."""
+    fences: tuple[Fence, ...] = ()
+    """Where nothing is made or served for now."""
 
 
 def is_wanted(situation: Situation, held: Held) -> bool:
@@ -192,14 +247,33 @@ def walked(situation: Situation, gpu: str, instances: Iterable[Instance]) -> Sit
 # ------------------------------------------------------------------------------------------------- making a device
 
 
-def accepted(situation: Situation, slot: Slot) -> Situation:
+def accepted(situation: Situation, slot: Slot, now: datetime) -> Situation:
     """Take the slot in hand, or take it back in hand while it was being taken away."""
-    held = situation.held.get(slot.device)
-    fresh = Held(slot=slot) if held is None else held.model_copy(update=_BACK_IN_HAND | {"slot": slot})
+    held = situation.held.get(slot.device) or Held(slot=slot)
+    fresh = held.model_copy(update=_AFRESH | {"slot": slot, "since": now})
     return _held(replace(situation, proven=situation.proven - {slot.device}), fresh)
 
 
-_BACK_IN_HAND: Final[dict[str, object]] = {"state": SlotState.PREPARING, "message": "", "stored": False}
+_AFRESH: Final[dict[str, object]] = {
+    "state": SlotState.PREPARING, "message": "", "stored": False, "steps": (), "overdue": False,
+}  # fmt: skip
+
+
+def passed(held: Held, step: HandOverStepType, now: datetime) -> Held:
+    """A step of its hand-over is done; the next begins."""
+    took = max(timedelta(), now - held.since) if held.since is not None else timedelta()
+    done = HandOverStep(step=step, milliseconds=round(took / timedelta(milliseconds=1)))
+    return held.model_copy(update={"steps": (*held.steps, done), "since": now, "overdue": False})
+
+
+def is_done(held: Held, step: HandOverStepType) -> bool:
+    """Whether that step of its hand-over is done."""
+    return any(one.step is step for one in held.steps)
+
+
+def overdue(situation: Situation, device: str) -> Situation:
+    """The step of its hand-over that is under way should have ended by now."""
+    return _held(situation, situation.held[device].model_copy(update={"overdue": True}))
 
 
 def waiting(situation: Situation, device: str, state: SlotState, message: str) -> Situation:
@@ -210,15 +284,16 @@ def waiting(situation: Situation, device: str, state: SlotState, message: str) -
     return _held(situation, held.model_copy(update={"state": state, "message": message}))
 
 
-def failed(situation: Situation, device: str, message: str) -> Situation:
-    """The device could not be made, or cannot serve any more."""
-    return _held(situation, situation.held[device].model_copy(update={"state": SlotState.FAILED, "message": message}))
+def failed(situation: Situation, device: str, message: str, now: datetime) -> Situation:
+    """The device cannot be made as things are, or cannot serve any more."""
+    begins = _AFRESH | {"since": now, "state": SlotState.FAILED, "message": message}
+    return _held(situation, situation.held[device].model_copy(update=begins))
 
 
-def undone(situation: Situation, device: str) -> Situation:
+def undone(situation: Situation, device: str, now: datetime) -> Situation:
     """The instance under the device is gone; it has to be made once more."""
-    again = {"state": SlotState.PREPARING, "uuid": "", "message": "", "stored": False}
-    return _held(situation, situation.held[device].model_copy(update=again))
+    gone = {"since": now, "uuid": "", "shape": None, "scrub": None, "hand_over": None}
+    return _held(situation, situation.held[device].model_copy(update=_AFRESH | gone))
 
 
 def intended(situation: Situation, slot: Slot) -> Situation:
@@ -231,16 +306,61 @@ def not_created(situation: Situation, slot: Slot) -> Situation:
     return replace(situation, made=situation.made - {_placed(slot)})
 
 
-def made_ready(situation: Situation, device: str, thing: GpuFacts | Instance, now: datetime) -> Situation:
-    """The device exists, verified, and this is it: the whole GPU or the instance."""
-    held, uuid = situation.held[device], thing.uuid
+def restored(situation: Situation, device: str, now: datetime) -> Situation:
+    """Clocks, power limit and compute mode of its GPU are at their defaults."""
+    return _held(situation, passed(situation.held[device], HandOverStepType.RESET, now))
+
+
+def partitioned(situation: Situation, device: str, thing: GpuFacts | Instance, now: datetime) -> Situation:
+    """The device exists, and this is it: the whole GPU, which nobody uses, or the instance."""
+    held, uuid = passed(situation.held[device], HandOverStepType.PARTITION, now), thing.uuid
     slot = held.slot
     made = situation.made
     if slot.profile != FULL:
         made = _without_placement(made, slot) | {_placed(slot, uuid)}
-    ready = {"state": SlotState.READY, "uuid": uuid, "shape": Shape.of(thing), "ready_at": now, "message": ""}
-    ready["stored"] = False
-    return _held(replace(situation, made=made), held.model_copy(update=ready))
+    return _held(replace(situation, made=made), held.model_copy(update={"uuid": uuid, "shape": Shape.of(thing)}))
+
+
+def scrubs(situation: Situation, device: str) -> Situation:
+    """The device is being scrubbed from now on."""
+    return replace(situation, scrubbing=situation.scrubbing | {device})
+
+
+def rests_from_scrubbing(situation: Situation, device: str) -> Situation:
+    """It is not being scrubbed any more, whatever came of it."""
+    return replace(situation, scrubbing=situation.scrubbing - {device})
+
+
+def scrubbed(situation: Situation, device: str, scrub: Scrub, now: datetime) -> Situation:
+    """All that the device's holder will be able to reach was overwritten."""
+    held = passed(situation.held[device], HandOverStepType.SCRUB, now)
+    return _held(situation, held.model_copy(update={"scrub": scrub}))
+
+
+def made_ready(situation: Situation, device: str, vitals: Vitals, mask: int, now: datetime) -> Situation:
+    """The device is as it should be. `mask`: the memory slices of its GPU that it takes, as bits."""
+    held = passed(situation.held[device], HandOverStepType.VERIFY, now)
+    ready = {
+        "state": SlotState.READY, "ready_at": now, "message": "", "stored": False,
+        "hand_over": held.hand_over or _evidence(situation, held, vitals, mask),
+    }  # fmt: skip
+    return _held(situation, held.model_copy(update=ready))
+
+
+def _evidence(situation: Situation, held: Held, vitals: Vitals, mask: int) -> HandOver:
+    """How the device came to its holder: what the one that gave way last went through, and what it went through."""
+    there = situation.former.get(held.slot.gpu, {})
+    former = [there[number] for number in sorted(there) if mask >> number & 1]
+    last = max(former, key=lambda one: one.gone_at, default=None)
+    return HandOver(
+        former=list({one.holder.uid: one.holder for one in former}.values()),
+        steps=[*(last.steps if last else ()), *held.steps],
+        scrubbed_bytes=held.scrub.bytes if held.scrub else 0,
+        samples=held.scrub.samples if held.scrub else 0,
+        ecc_uncorrected=vitals.ecc_uncorrected,
+        driver=vitals.driver,
+        vbios=vitals.vbios,
+    )
 
 
 def stored(situation: Situation, ready_at: Mapping[str, datetime]) -> Situation:
@@ -280,41 +400,75 @@ def publishing(situation: Situation, devices: Iterable[str]) -> Situation:
 # -------------------------------------------------------------------------------------------- taking a device away
 
 
-def drained(situation: Situation, device: str) -> Situation:
-    """The device is out of the slice and waits for its holder to let go."""
-    held = situation.held[device].model_copy(update={"state": SlotState.DRAINING, "message": ""})
+def drained(situation: Situation, device: str, mask: int, now: datetime) -> Situation:
+    """The device is out of the slice and waits for its holder to let go. `mask`: its memory slices, as bits.
+
+    Where it could not be made in time, the next one is not tried at once in the same place.
+    """
+    gone = situation.held[device]
+    if gone.ready_at is None and gone.overdue:
+        reason = f"{device} could not be made in time: {gone.message}"
+        fence = Fence(gpu=gone.slot.gpu, mask=mask, reason=reason, until=now + PROBATION)
+        situation = fenced(situation, fence)
+    begins = {"state": SlotState.DRAINING, "message": "", "since": now, "steps": (), "overdue": False}
+    held = situation.held[device].model_copy(update=begins)
     return _held(replace(situation, proven=situation.proven - {device}), held)
 
 
-def proven_empty(situation: Situation, subject: str) -> Situation:
+def proven_empty(situation: Situation, subject: str, now: datetime) -> Situation:
     """No process was seen on the device or orphan, twice."""
-    return replace(situation, proven=situation.proven | {subject})
+    proven = replace(situation, proven=situation.proven | {subject})
+    held = situation.held.get(subject)
+    return proven if held is None else _held(proven, passed(held, HandOverStepType.PROVE_EMPTY, now))
 
 
-def destroyed(situation: Situation, instance: Instance) -> Situation:
-    """The instance is gone."""
+def destroyed(situation: Situation, subject: str, instance: Instance, now: datetime) -> Situation:
+    """The instance is gone; `subject` is the device that it was, or the orphan."""
     left = tuple(one for one in situation.instances.get(instance.gpu, ()) if one.gpu_instance != instance.gpu_instance)
     made = _without_placement(situation.made, instance)
-    return replace(walked(situation, instance.gpu, left), made=made, proven=situation.proven - {instance.uuid})
+    gone = replace(walked(situation, instance.gpu, left), made=made, proven=situation.proven - {instance.uuid})
+    held = gone.held.get(subject)
+    return gone if held is None else _held(gone, passed(held, HandOverStepType.DESTROY, now))
 
 
-def forgotten(situation: Situation, device: str) -> Situation:
-    """Nothing is left of the device."""
+def forgotten(situation: Situation, device: str, mask: int, now: datetime) -> Situation:
+    """Nothing is left of the device. `mask`: the memory slices that it had, as bits."""
+    gone = situation.held[device]
     held = {name: one for name, one in situation.held.items() if name != device}
-    return replace(situation, held=held, proven=situation.proven - {device}, resting=situation.resting - {device})
+    for name, one in held.items():
+        if one.slot.gpu == gone.slot.gpu and one.state is SlotState.PREPARING and not one.steps:
+            held[name] = one.model_copy(update={"since": now})  # What waited for it begins now.
+    former = situation.former
+    if gone.ready_at is not None:
+        trace = Former(holder=gone.slot.holder, steps=gone.steps, gone_at=now)
+        slices = {number: trace for number in range(8) if mask >> number & 1}
+        former = _with(former, gone.slot.gpu, {**former.get(gone.slot.gpu, {}), **slices})
+    proven, resting = situation.proven - {device}, situation.resting - {device}
+    return replace(situation, held=held, proven=proven, resting=resting, former=former)
 
 
 # ---------------------------------------------------------------------------------------------------------- claims
 
 
 def claimed(situation: Situation, claim: PreparedClaim) -> Situation:
-    """The claim is prepared."""
+    """The claim is prepared: whoever carries its UID, or that of a pod it is reserved for, has its devices."""
+    for one in claim.devices:
+        held = situation.held[one.device]
+        traces = tuple(dict.fromkeys((*held.traces, claim.uid, *claim.pods)))
+        if traces != held.traces:
+            situation = _held(situation, held.model_copy(update={"traces": traces}))
     return replace(situation, prepared=_with(situation.prepared, claim.uid, claim))
 
 
-def unclaimed(situation: Situation, uid: str) -> Situation:
+def unclaimed(situation: Situation, uid: str, now: datetime) -> Situation:
     """The claim is not prepared any more."""
-    return replace(situation, prepared={key: one for key, one in situation.prepared.items() if key != uid})
+    claim = situation.prepared.get(uid)
+    situation = replace(situation, prepared={key: one for key, one in situation.prepared.items() if key != uid})
+    for one in claim.devices if claim is not None else ():
+        held = situation.held.get(one.device)
+        if held is not None and held.state is SlotState.DRAINING and not claims_on(situation, one.device):
+            situation = _held(situation, passed(held, HandOverStepType.EVICT, now))
+    return situation
 
 
 # -------------------------------------------------------------------------------------------------------- patience
@@ -330,16 +484,37 @@ def woken(situation: Situation, subject: str) -> Situation:
     return replace(situation, resting=situation.resting - {subject}) if subject in situation.resting else situation
 
 
+# ---------------------------------------------------------------------------------------------------------- fences
+
+
+def fenced(situation: Situation, fence: Fence) -> Situation:
+    """These slices are kept out of use; an earlier fence around the same ones gives way."""
+    others = tuple(one for one in situation.fences if (one.gpu, one.mask) != (fence.gpu, fence.mask))
+    return replace(situation, fences=(*others, fence))
+
+
+def lifted(situation: Situation, fences: Collection[Fence]) -> Situation:
+    """These fences are gone."""
+    return replace(situation, fences=tuple(one for one in situation.fences if one not in fences))
+
+
+def fence_around(situation: Situation, gpu: str, mask: int) -> Fence | None:
+    """A fence around any of these memory slices; None where there is none."""
+    return next((one for one in situation.fences if one.gpu == gpu and one.mask & mask), None)
+
+
 # ------------------------------------------------------------------------------------------------------- beginning
 
 
-def rebooted(situation: Situation) -> Situation:
+def rebooted(situation: Situation, now: datetime) -> Situation:
     """After a reboot no claim is prepared, no instance exists and nothing was handed to anybody yet."""
-    held = {device: Held(slot=one.slot) for device, one in situation.held.items()}
+    held = {device: Held(slot=one.slot, since=now) for device, one in situation.held.items()}
     return replace(situation, held=held, made=frozenset(), prepared={})
 
 
-def resumed(situation: Situation, in_slice: Iterable[str], in_status: Mapping[str, datetime]) -> Situation:
+def resumed(
+    situation: Situation, in_slice: Iterable[str], in_status: Mapping[str, datetime], now: datetime
+) -> Situation:
     """After a restart: what the API server holds of what the agent had in hand.
 
     A device that was published before keeps its `ready_at`. One that was not was of no use to anybody while the agent
@@ -349,12 +524,10 @@ def resumed(situation: Situation, in_slice: Iterable[str], in_status: Mapping[st
     for device, held in situation.held.items():
         out = held.published or device in there
         again = held.state is SlotState.READY and (not out or held.shape is None)
-        change = {
-            "published": device in there,
-            "stored": held.ready_at is not None and in_status.get(device) == held.ready_at,
-            "state": SlotState.PREPARING if again else held.state,
-        }
-        situation = _held(situation, held.model_copy(update=change))
+        stored = held.ready_at is not None and in_status.get(device) == held.ready_at
+        change = {"published": device in there, "stored": stored}
+        anew = _AFRESH | {"since": now} if again else {}
+        situation = _held(situation, held.model_copy(update=change | anew))
     return situation
 
 

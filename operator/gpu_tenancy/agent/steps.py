@@ -3,14 +3,18 @@
 Pure. `diff` returns the steps that can be taken now; each makes others possible, and with none left the node is as its
 spec says. The order in which a device changes hands is the specification:
 
-- taking away: Withdraw (out of the slice) → Drain (say so) → Await (claims, processes) and Prove → Destroy → Forget;
-- making: Accept → Await (former holders of the same memory slices) → Create or Adopt → Store → Publish.
+- taking away: Withdraw (out of the slice) → Drain (say so) → Await (claims) → Prove (empty) → Destroy → Forget;
+- making: Accept → Await (former holders of the same memory slices) → Restore (settings of the GPU) → Create or Adopt →
+  Scrub → Verify → Store → Publish.
+
+`phase` says at which of these a device is; what is not over in its time is quarantined and tried on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, TypeAlias, assert_never
 
 from gpu_tenancy.agent import situation as known
@@ -26,7 +30,7 @@ from gpu_tenancy.agent.situation import (
     is_wanted,
 )
 from gpu_tenancy.api.base import Holder, HolderKind
-from gpu_tenancy.api.node import GpuMode, Slot, SlotState
+from gpu_tenancy.api.node import GpuMode, HandOverStepType, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL, of_model
 
 
@@ -77,11 +81,15 @@ class Remake:
 
 @dataclass(frozen=True, slots=True)
 class Prove:
-    """Look twice whether any process uses the device; `subject` is its name, or the UUID of an orphaned instance."""
+    """End what is left of the former holder's pods, and look twice whether any process uses the device.
+
+    `subject` is its name, or the UUID of an orphaned instance; `traces` are UIDs that its holder's processes carry.
+    """
 
     subject: str
     gpu: str
     uuid: str
+    traces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,13 @@ class Destroy:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """Put clocks, power limit and compute mode of the slot's GPU back: nobody is served on it."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
 class Create:
     """Create the MIG instance at exactly the slot's placement; of a whole GPU, check that nobody else uses it."""
 
@@ -101,10 +116,25 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """The slot's instance exists already, of the agent's own making: verify it."""
+    """The slot's instance exists already, of the agent's own making: take it as it is."""
 
     slot: Slot
     instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """Overwrite all memory that the holder will be able to reach, from inside the device."""
+
+    slot: Slot
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Examine GPU and device before the device serves."""
+
+    slot: Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +160,10 @@ class Forget:
 
 Bookkeeping: TypeAlias = Accept | Drain | Await | Fail | Remake | Forget
 """Steps that change nothing outside the agent's memory."""
-Hardware: TypeAlias = Prove | Destroy | Create | Adopt
-"""Steps on one GPU; one at a time on each."""
+Making: TypeAlias = Restore | Create | Adopt | Scrub | Verify
+"""Steps that make a device."""
+Hardware: TypeAlias = Prove | Destroy | Making
+"""Steps on hardware; one at a time in each lane."""
 Announcement: TypeAlias = Withdraw | Store | Publish
 """Steps on the API server; one write may carry several."""
 Step: TypeAlias = Bookkeeping | Hardware | Announcement
@@ -150,47 +182,69 @@ def diff(situation: Situation) -> tuple[Step, ...]:
     return tuple(step for gpu, held_here in held_on.items() for step in _steps_on(situation, gpu, held_here))
 
 
-def settled(situation: Situation) -> tuple[Situation, tuple[Step, ...]]:
+def settled(situation: Situation, now: datetime) -> tuple[Situation, tuple[Step, ...]]:
     """The situation after every step that changes nothing outside the agent's memory, and the steps that are left."""
     while True:
         before, left = situation, diff(situation)
         for step in left:
             if isinstance(step, Bookkeeping):
-                situation = noted(situation, step)
+                situation = noted(situation, step, now)
         if situation is before:
             return situation, left
 
 
-def noted(situation: Situation, step: Bookkeeping) -> Situation:
+def noted(situation: Situation, step: Bookkeeping, now: datetime) -> Situation:
     """The situation after a step that changes nothing outside the agent's memory."""
     match step:
         case Accept(slot=slot):
-            return known.accepted(situation, slot)
+            return known.accepted(situation, slot, now)
         case Drain(device=device):
-            return known.drained(situation, device)
+            return known.drained(situation, device, mask_of(situation, device), now)
         case Await(device=device, state=state, message=message):
             return known.waiting(situation, device, state, message)
         case Fail(device=device, message=message):
-            return known.failed(situation, device, message)
+            return known.failed(situation, device, message, now)
         case Remake(device=device):
-            return known.undone(situation, device)
+            return known.undone(situation, device, now)
         case Forget(device=device):
-            return known.forgotten(situation, device)
+            return known.forgotten(situation, device, mask_of(situation, device), now)
         case _:
             assert_never(step)
 
 
-def gpu_of(step: Hardware) -> str:
-    """UUID of the GPU that the step is on."""
+def lane_of(step: Hardware) -> str:
+    """What the step has for itself while it is under way: its GPU, by UUID; a scrub has only its device, by name."""
     match step:
         case Prove(gpu=gpu):
             return gpu
         case Destroy(instance=instance):
             return instance.gpu
-        case Create(slot=slot) | Adopt(slot=slot):
+        case Scrub(slot=slot):
+            return slot.device
+        case Restore(slot=slot) | Create(slot=slot) | Adopt(slot=slot) | Verify(slot=slot):
             return slot.gpu
         case _:
             assert_never(step)
+
+
+def subject_of(step: Hardware) -> str:
+    """Name of the device that the step is about, or what an orphaned instance is called."""
+    return step.subject if isinstance(step, Prove | Destroy) else step.slot.device
+
+
+def scrubs_to_come(situation: Situation) -> int:
+    """Devices that are to be scrubbed soon."""
+    return sum(
+        one.hand_over is None and one.scrub is None and device not in situation.scrubbing
+        for device, one in situation.held.items()
+        if one.state is SlotState.PREPARING
+    )
+
+
+def mask_of(situation: Situation, device: str) -> int:
+    """Memory slices of a device in hand, as bits."""
+    slot = situation.held[device].slot
+    return slices(situation.gpus.get(slot.gpu), slot)
 
 
 def _gpus_of(situation: Situation) -> list[str]:
@@ -250,21 +304,32 @@ def _take_away(situation: Situation, held: Held) -> Iterator[Step]:
     if held.state is not SlotState.DRAINING:
         yield Drain(device)
         return
-    blocked = release_blocked(situation, held)
-    if blocked is not None:
-        yield Await(device, held.state, blocked)
-        return
+    step = _leaving(situation, held)
     instance = instance_of(situation, held)
-    if device in situation.resting:
+    if step is HandOverStepType.EVICT:
+        yield Await(device, held.state, release_blocked(situation, held) or "")
+    elif device in situation.scrubbing:
+        yield Await(device, held.state, "waits for its scrub to end")
+    elif device in situation.resting:
         yield Await(device, held.state, held.message)
     elif _was_handed_out(held) and not was_walked(situation, held.slot):
         yield Await(device, held.state, UNWALKED)
-    elif _was_handed_out(held) and _still_there(held, instance) and device not in situation.proven:
-        yield Prove(device, held.slot.gpu, held.uuid)
+    elif step is HandOverStepType.PROVE_EMPTY:
+        yield Prove(device, held.slot.gpu, held.uuid, held.traces)
     elif instance is not None:
         yield Destroy(device, instance)
     else:
         yield Forget(device)
+
+
+def _leaving(situation: Situation, held: Held) -> HandOverStepType | None:
+    """At which step of giving way a device is; None where nothing is left to do."""
+    if claims_on(situation, held.slot.device):
+        return HandOverStepType.EVICT
+    instance = instance_of(situation, held)
+    if _was_handed_out(held) and _still_there(held, instance) and held.slot.device not in situation.proven:
+        return HandOverStepType.PROVE_EMPTY
+    return HandOverStepType.DESTROY if instance is not None else None
 
 
 def _was_handed_out(held: Held) -> bool:
@@ -345,7 +410,7 @@ def _make(situation: Situation, held: Held) -> Iterator[Step]:
                 yield Fail(device, wrong)
         case SlotState.READY:
             yield from _announce(situation, held)
-        case SlotState.PREPARING | SlotState.FAILED:
+        case _:
             yield _begin(situation, held)
 
 
@@ -358,6 +423,36 @@ def _announce(situation: Situation, held: Held) -> Iterator[Step]:
         yield Publish(held.slot.device)
 
 
+def phase(situation: Situation, held: Held) -> HandOverStepType | None:
+    """At which step of its hand-over a device is; None where it serves, cannot be made as things are, or waits for
+    another device to give way."""
+    if held.state is SlotState.DRAINING or not is_wanted(situation, held):
+        return _leaving(situation, held)
+    if held.state is SlotState.READY or fault(situation, held) is not None or making_blocked(situation, held):
+        return None
+    return _making(situation, held)
+
+
+def _making(situation: Situation, held: Held) -> HandOverStepType:
+    """At which step of being made a device is that nothing stands in the way of."""
+    if not held.uuid and not known.is_done(held, HandOverStepType.RESET) and _is_alone(situation, held):
+        return HandOverStepType.RESET
+    if not held.uuid:
+        return HandOverStepType.PARTITION
+    if held.hand_over is None and held.scrub is None:
+        return HandOverStepType.SCRUB
+    return HandOverStepType.VERIFY
+
+
+def _is_alone(situation: Situation, held: Held) -> bool:
+    """No lease is served on its GPU: then it may be tuned, and has to be put back."""
+    return not any(
+        other.ready_at is not None and other.slot.gpu == held.slot.gpu and other is not held
+        for other in situation.held.values()
+        if other.slot.holder.kind is HolderKind.GPU_LEASE
+    )
+
+
 def _begin(situation: Situation, held: Held) -> Step:
     slot = held.slot
     if not was_walked(situation, slot):
@@ -367,8 +462,18 @@ def _begin(situation: Situation, held: Held) -> Step:
         return Await(slot.device, SlotState.PREPARING, blocked)
     if slot.device in situation.resting:
         return Await(slot.device, held.state, held.message)
-    instance = instance_of(situation, held)
-    return Create(slot) if instance is None else Adopt(slot, instance)
+    if held.uuid and not is_there(situation, held):
+        return Remake(slot.device)
+    match _making(situation, held):
+        case HandOverStepType.RESET:
+            return Restore(slot)
+        case HandOverStepType.SCRUB:
+            return Scrub(slot, held.uuid)
+        case HandOverStepType.VERIFY:
+            return Verify(slot)
+        case _:
+            instance = instance_of(situation, held)
+            return Create(slot) if instance is None else Adopt(slot, instance)
 
 
 def is_there(situation: Situation, held: Held) -> bool:
@@ -385,7 +490,7 @@ def making_blocked(situation: Situation, held: Held) -> str | None:
         if other is not held and _occupies(situation, other) and _overlap(situation, other, held.slot.gpu, mask):
             return release_blocked(situation, other) or _takes(other)
     for instance in situation.instances.get(held.slot.gpu, ()):
-        if _mask(instance) & mask and is_own(situation, instance) and instance_of(situation, held) != instance:
+        if instance_mask(instance) & mask and is_own(situation, instance) and instance_of(situation, held) != instance:
             where = f"{instance.profile} at memory slice {instance.start}"
             return f"waits for MIG instance {where} of a former device to be destroyed"
     return None
@@ -397,7 +502,8 @@ def _takes(other: Held) -> str:
 
 
 def _occupies(situation: Situation, held: Held) -> bool:
-    return _was_handed_out(held) or instance_of(situation, held) is not None
+    device = held.slot.device
+    return _was_handed_out(held) or device in situation.scrubbing or instance_of(situation, held) is not None
 
 
 def _overlap(situation: Situation, held: Held, gpu: str, mask: int) -> bool:
@@ -410,7 +516,8 @@ def slices(gpu: GpuFacts | None, slot: Slot) -> int:
     return WHOLE_GPU if profile is None else profile.mask(slot.start)
 
 
-def _mask(instance: Instance) -> int:
+def instance_mask(instance: Instance) -> int:
+    """Memory slices of an instance, as bits."""
     return ((1 << instance.size) - 1) << instance.start
 
 
@@ -425,7 +532,8 @@ def fault(situation: Situation, held: Held) -> str | None:
         return f"GPU {slot.gpu} is not on this node; it was taken out, or the slot is for another node"
     if not gpu.healthy:
         return f"GPU {gpu.index} is not healthy: {gpu.message}"
-    return _misfit(gpu, slot) or _intruder(situation, gpu, slot)
+    fence = known.fence_around(situation, gpu.uuid, slices(gpu, slot))
+    return (fence.reason if fence is not None else None) or _misfit(gpu, slot) or _intruder(situation, gpu, slot)
 
 
 def _misfit(gpu: GpuFacts, slot: Slot) -> str | None:
@@ -449,7 +557,7 @@ def _intruder(situation: Situation, gpu: GpuFacts, slot: Slot) -> str | None:
     """Which instance of somebody else's making lies where the device should be."""
     mask = slices(gpu, slot)
     for instance in foreign(situation, gpu.uuid):
-        if _mask(instance) & mask:
+        if instance_mask(instance) & mask:
             return intrusion(gpu, instance)
     return None
 

@@ -33,6 +33,32 @@ class SlotState(StrEnum):
     """No longer wanted and withdrawn from scheduling; waits until its holder has let go."""
     FAILED = "Failed"
     """Could not be made; the message says why. The agent keeps trying."""
+    QUARANTINED = "Quarantined"
+    """A step of its hand-over did not end in time; the message says which and why. Its memory slices are fenced, its
+    neighbours go on, the agent keeps trying."""
+
+
+BROKEN: Final = frozenset({SlotState.FAILED, SlotState.QUARANTINED})
+"""States in which a device serves nobody until somebody or something mends it."""
+
+
+class HandOverStepType(StrEnum):
+    """Steps in which a device passes from one holder to the next, in their order."""
+
+    EVICT = "Evict"
+    """The former holder's pods stop and kubelet gives their claims back."""
+    PROVE_EMPTY = "ProveEmpty"
+    """No process of the former holder is left on the host, and the driver lists none on the device, twice."""
+    DESTROY = "Destroy"
+    """The former holder's MIG instance is destroyed."""
+    RESET = "Reset"
+    """Clocks, power limit and compute mode are put back; only where nobody else has a slice of the GPU."""
+    PARTITION = "Partition"
+    """The MIG instance is created at its exact placement; of a whole GPU: nobody else is on it."""
+    SCRUB = "Scrub"
+    """All memory that the new holder can reach is written, from inside the new device, and samples are read back."""
+    VERIFY = "Verify"
+    """Memory errors, row remapping, recovery action, power limit and PCIe link of the GPU are as they should be."""
 
 
 class NodeConditionType(StrEnum):
@@ -108,6 +134,36 @@ class GpuNodeSpec(ApiModel):
     """Wanted devices; at most 7 on each of 16 GPUs."""
 
 
+class HandOverStep(ApiModel):
+    """One step of a hand-over."""
+
+    step: HandOverStepType
+    """What was done."""
+    milliseconds: int = Field(ge=0)
+    """How long it took, waiting included."""
+
+
+class HandOver(ApiModel):
+    """How a device came to its holder, as evidence: nothing of the former holder is left on it."""
+
+    former: Annotated[list[Holder], Field(max_length=8)] = []
+    """Who had any of its memory slices last, as far as the agent knows; empty on a new or rebooted node."""
+    steps: Annotated[list[HandOverStep], Field(max_length=16)] = []
+    """Steps in the order in which they ended. The former holder's own are those of the device that gave way last."""
+    scrubbed_bytes: int = Field(default=0, ge=0)
+    """Bytes of device memory that were overwritten."""
+    samples: int = Field(default=0, ge=0)
+    """Places, spread over all of them, that were read back and held what had been written."""
+    ecc_uncorrected: int | None = Field(default=None, ge=0)
+    """Uncorrectable memory errors of the GPU since its driver was loaded, when the device was verified."""
+    xids: int = Field(default=0, ge=0)
+    """Xid events of the GPU that the agent had counted by then, application faults included."""
+    driver: str = Field(default="", max_length=64)
+    """Version of NVIDIA's driver."""
+    vbios: str = Field(default="", max_length=64)
+    """Version of the GPU's firmware."""
+
+
 class Gpu(ApiModel):
     """One GPU as NVML shows it."""
 
@@ -124,9 +180,16 @@ class Gpu(ApiModel):
     mode: GpuMode
     """Whole or MIG, as observed."""
     healthy: bool = True
-    """false: nothing is planned on it."""
+    """false: nothing is planned on it, and what is on it has failed."""
+    fenced: Annotated[list[Annotated[int, Field(ge=0, le=7)]], Field(max_length=8)] = []
+    """Memory slices on which nothing new is planned; who is served there is left alone."""
     message: ShortMessage = ""
-    """Why it is not healthy."""
+    """Why it is not healthy, or why slices are fenced."""
+
+    @property
+    def fenced_mask(self) -> int:
+        """Fenced memory slices as bits."""
+        return sum(1 << number for number in self.fenced)
 
 
 class ObservedSlot(ApiModel):
@@ -143,11 +206,13 @@ class ObservedSlot(ApiModel):
     holder: Holder
     """Whom it belongs to."""
     state: SlotState
-    """Preparing, Ready, Draining or Failed."""
+    """Preparing, Ready, Draining, Failed or Quarantined."""
     uuid: str = Field(default="", max_length=96)
     """NVML UUID of the device itself (GPU-… or MIG-…), once it exists."""
     ready_at: MicroTime | None = None
     """When the device was ready; stored before it is published."""
+    hand_over: HandOver | None = None
+    """How it was made ready for its holder; absent until it is."""
     message: ShortMessage = ""
     """What it waits for, or why it failed."""
 

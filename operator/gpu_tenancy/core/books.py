@@ -27,8 +27,8 @@ class GpuBook:
         self.gpu = gpu
         self.mig = gpu.mode is GpuMode.MIG
         """In MIG mode."""
-        self.hard = 0
-        """Memory slices held by leases, as bits."""
+        self.hard = gpu.fenced_mask
+        """Memory slices that leases hold, or that are fenced, as bits."""
         self.draining = 0
         """Memory slices from which a former lease has not gone yet, as bits."""
         self.mined: tuple[Slot, ...] = ()

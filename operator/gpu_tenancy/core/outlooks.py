@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from gpu_tenancy.api.lease import Reason
-from gpu_tenancy.api.node import SlotState
+from gpu_tenancy.api.node import BROKEN, SlotState
 from gpu_tenancy.core import ledger
 from gpu_tenancy.core.actions import CloseRecord, Outlook, Refusal
 from gpu_tenancy.core.snapshot import JobFacts, LeaseFacts, NodeFacts, RecordFacts
@@ -117,7 +117,7 @@ def _waiting(stock: Stock) -> str:
 
 def _waiting_reason(stock: Stock) -> Reason:
     reports = (stock.report(node, slot) for node, slot in stock.pending)
-    failed = any(report is not None and report.state is SlotState.FAILED for report in reports)
+    failed = any(report is not None and report.state in BROKEN for report in reports)
     return Reason.DEVICE_FAILED if failed else Reason.PREPARING
 
 
@@ -131,13 +131,15 @@ def _leaving(base: Outlook, stock: Stock, now: datetime) -> Outlook:
 
 
 def _draining(stock: Stock, now: datetime) -> str:
-    """What of a lease is still there after its end, as a sentence. A silent agent or a dead GPU, which nobody can prove
-    empty, cannot hold up settlement: it is not given to anybody else before it is empty."""
+    """What of a lease is still there after its end, as a sentence. A silent agent, a dead GPU or a quarantined device,
+    which nobody can prove empty, cannot hold up settlement: it is not given to anybody else before it is empty."""
     lease = stock.lease
     if stock.held:
         return f"{_devices(len(stock.held))} being withdrawn."
     left = [
-        report for node, report in stock.seen.values() if not unreachable(node, now) and _is_healthy(node, report.gpu)
+        report
+        for node, report in stock.seen.values()
+        if report.state is not SlotState.QUARANTINED and not unreachable(node, now) and _is_healthy(node, report.gpu)
     ]
     if left:
         reason = f" ({left[0].message})" if left[0].message else ""

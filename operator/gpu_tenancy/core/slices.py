@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple, TypeVar
 
 from gpu_tenancy.api.base import HolderKind
-from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot, SlotState
+from gpu_tenancy.api.node import BROKEN, Gpu, ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
 from gpu_tenancy.core.devices import start_of
 from gpu_tenancy.core.snapshot import NodeFacts, Snapshot, once_per_node
@@ -31,7 +31,8 @@ class SliceState(StrEnum):
     """Being prepared, or drained from its former holder: nobody pays."""
     IDLE = "idle"
     FAULTY = "faulty"
-    """The GPU is not healthy, its device failed, or its node or agent cannot be reached and nobody is billed for it."""
+    """The GPU is not healthy, the slice is fenced, its device failed, or node or agent cannot be reached; and nobody is
+    billed for it."""
     CONTESTED = "contested"
     """More than one has it: two devices are promised, or ready, or billed on it. Never, where all is well."""
 
@@ -118,7 +119,9 @@ def _masks_by_state(
     for state, mask in by_state.items():
         by_state[state] = mask & left
         left &= ~mask
-    by_state[SliceState.FAULTY if faulty else SliceState.IDLE] |= left
+    faulty_left = left if faulty else left & gpu.fenced_mask
+    by_state[SliceState.FAULTY] |= faulty_left
+    by_state[SliceState.IDLE] |= left & ~faulty_left
     return by_state
 
 
@@ -166,7 +169,7 @@ def _unbilled_state(
     device: str, wanted: Mapping[str, Slot], observed: Mapping[str, ObservedSlot], *, faulty: bool
 ) -> SliceState:
     report, promise = observed.get(device), wanted.get(device)
-    if faulty or (report is not None and report.state is SlotState.FAILED):
+    if faulty or (report is not None and report.state in BROKEN):
         return SliceState.FAULTY
     holder = promise.holder if promise is not None else observed[device].holder
     ready = report is not None and report.state is SlotState.READY

@@ -13,12 +13,13 @@ from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import format_time
 from gpu_tenancy.api.lease import Reason
-from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
+from gpu_tenancy.api.node import BROKEN, Gpu, ObservedSlot, Slot
 from gpu_tenancy.core.actions import Refusal
 from gpu_tenancy.core.ledger import held_by
 from gpu_tenancy.core.ordering import in_order
 from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts, RecordFacts, Snapshot
 from gpu_tenancy.core.terms import Ending, Term, current_job, ending, is_over, term_of
+from gpu_tenancy.mig.layout import device_mask
 
 NODE_LOSS: Final = timedelta(minutes=5)
 """A node that is not Ready and whose agent is silent for so long is taken for dead: its leases are billed up to the
@@ -185,7 +186,7 @@ def _fault(node: NodeFacts, slot: Slot, seen: Seen) -> str:
     if gpu is not None and not gpu.healthy:
         return f"GPU {gpu.index} of node {node.name} is not healthy: {gpu.message or 'no reason was given'}."
     found = seen.get((node.name, slot.device))
-    if found is not None and found[1].state is SlotState.FAILED:
+    if found is not None and found[1].state in BROKEN:
         return f"Device {slot.device} on {node.name} failed: {found[1].message or 'no reason was given'}."
     return ""
 
@@ -210,11 +211,15 @@ def _stale(lease: LeaseFacts, held: Held, now: datetime) -> bool:
     """A placement that is not billed yet and cannot become ready where it is."""
     for node, slot in held:
         gpu = node.gpu_of.get(slot.gpu)
-        if slot.attempt != lease.status.attempt or gpu is None or not gpu.healthy:
+        if slot.attempt != lease.status.attempt or gpu is None or not gpu.healthy or _on_fenced(gpu, slot):
             return True
         if unreachable(node, now):
             return True
     return False
+
+
+def _on_fenced(gpu: Gpu, slot: Slot) -> bool:
+    return bool(gpu.fenced_mask & device_mask(gpu.model, slot.profile, slot.start))
 
 
 def _is_ready(node: NodeFacts, slot: Slot, seen: Seen) -> bool:

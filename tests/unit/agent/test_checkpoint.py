@@ -15,6 +15,7 @@ from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.situation import Held, Made, PreparedClaim, PreparedDevice, Situation
 from gpu_tenancy.api.node import SlotState
+from tests.fakes.clock import FakeClock
 from tests.unit.agent.world import EPOCH, MIG_GPU, slot
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -92,13 +93,13 @@ def test_everything_known_when_saved_is_called_is_on_disk_when_it_returns(tmp_pa
     path = tmp_path / "checkpoint.json"
 
     async def learn_and_save(memory: Memory, number: int) -> None:
-        memory.update(lambda now: known.accepted(now, slot(MIG_GPU, "1g.10gb", number, 1)))
+        memory.update(lambda now: known.accepted(now, slot(MIG_GPU, "1g.10gb", number, 1), EPOCH))
         await memory.saved()
         there = checkpoint.situation_of(checkpoint.read(path)).held
         assert slot(MIG_GPU, "1g.10gb", number, 1).device in there
 
     async def story() -> None:
-        memory = Memory(path, "boot-1", Situation())
+        memory = Memory(path, "boot-1", Situation(), FakeClock())
         await asyncio.gather(*(learn_and_save(memory, number) for number in range(7)))
         assert checkpoint.read(path).boot_id == "boot-1"
 

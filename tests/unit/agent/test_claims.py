@@ -14,7 +14,7 @@ from gpu_tenancy.agent.claims import Refusal, admitted
 from gpu_tenancy.agent.situation import PreparedClaim, PreparedDevice, Situation
 from gpu_tenancy.api.claim import ClaimHolder
 from gpu_tenancy.mig.profiles import FULL
-from tests.unit.agent.world import MIG_GPU, WHOLE, World, claim_of, slot
+from tests.unit.agent.world import EPOCH, MIG_GPU, WHOLE, World, claim_of, slot
 
 WANTED = slot(WHOLE, FULL, 0, 1)
 SLICE = slot(MIG_GPU, "3g.40gb", 4, 1)
@@ -42,6 +42,7 @@ def test_the_holders_own_claim_gets_its_devices() -> None:
             PreparedDevice(device=SLICE.device, requests=("gpus",)),
         ),
         users=("train-0",),
+        pods=("p",),
     )
 
 
@@ -121,7 +122,7 @@ def test_a_device_that_is_being_taken_away_goes_to_nobody() -> None:
 
 
 def test_a_device_that_is_not_ready_goes_to_nobody_and_says_why() -> None:
-    situation = known.failed(serving(), WANTED.device, "no room")
+    situation = known.failed(serving(), WANTED.device, "no room", EPOCH)
     with pytest.raises(Refusal, match="is Failed, not Ready: no room"):
         admitted(situation, "n1", claim(WANTED.device), "claim-1")
 

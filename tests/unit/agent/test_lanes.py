@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
+
+import pytest
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent import steps
+from gpu_tenancy.agent.deadlines import due
 from gpu_tenancy.agent.gpus import Instance
 from gpu_tenancy.agent.lanes import Lanes
+from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
-from gpu_tenancy.agent.situation import Made, Situation
-from gpu_tenancy.api.node import Slot, SlotState
+from gpu_tenancy.agent.situation import Made, PreparedClaim, PreparedDevice, Situation
+from gpu_tenancy.api.node import HandOverStepType, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 from tests.fakes.clock import FakeClock
 from tests.fakes.gpus import FakeGpus, Faults
+from tests.fakes.machine import BYTES_PER_SECOND, CONTEXT_SECONDS, FakeHost, FakeScrubber
 from tests.unit.agent.world import holder
 
 MIG = range(4, 8)
+SCRUB = CONTEXT_SECONDS + (80 << 30) / BYTES_PER_SECOND
+"""Seconds that a scrub takes: a slice has its share of the memory and of the bandwidth."""
 
 
 class Unwritten(Memory):
     """Memory without a disk; what would have been written at each `saved` is kept."""
 
-    def __init__(self, situation: Situation) -> None:
-        super().__init__(Path("nowhere"), "boot", situation)
+    def __init__(self, situation: Situation, clock: FakeClock) -> None:
+        super().__init__(Path("nowhere"), "boot", situation, clock)
         self.writes: list[Situation] = []
 
     async def saved(self) -> None:
@@ -40,7 +48,9 @@ class Bench:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.gpus = FakeGpus("n1", mig=MIG, clock=self.clock)
-        self.memory = Unwritten(Situation())
+        self.scrubber = FakeScrubber(self.gpus, self.clock)
+        self.host = FakeHost()
+        self.memory = Unwritten(Situation(), self.clock)
 
     def slot(self, index: int, profile: str, start: int = 0, number: int = 1) -> Slot:
         """A slot on the GPU of that index."""
@@ -61,10 +71,11 @@ class Bench:
     async def work(self) -> None:
         """What the agent's cycle and outbox do, without an API server."""
         async with asyncio.TaskGroup() as tasks:
-            lanes = Lanes(self.memory, self.gpus, self.clock, AgentSettings(), tasks)
+            machine = Machine(self.gpus, self.scrubber, self.host)
+            lanes = Lanes(self.memory, machine, self.clock, AgentSettings(), tasks)
             await asyncio.gather(*(lanes.look(self.gpus.uuids[index]) for index in MIG))
             while True:
-                self.memory.learn(announced(self.memory.situation))
+                self.memory.learn(announced(self.memory.situation, self.clock.now()))
                 lanes.start()
                 await self.memory.changed.wait()
                 self.memory.changed.clear()
@@ -83,11 +94,11 @@ class Bench:
         return lambda: all(self.state(slot) is state for slot in slots)
 
 
-def announced(situation: Situation) -> Situation:
+def announced(situation: Situation, now: datetime) -> Situation:
     """Everything that can be stored or published is."""
-    situation, _ = steps.settled(situation)
+    situation, _ = steps.settled(situation, now)
     ready_at = {device: held.ready_at for device, held in situation.held.items() if held.ready_at is not None}
-    situation, left = steps.settled(known.stored(situation, ready_at))
+    situation, left = steps.settled(known.stored(situation, ready_at), now)
     return known.published(situation, [held.slot.device for held in steps.slice_next(situation, left)])
 
 
@@ -113,7 +124,7 @@ def test_gpus_are_partitioned_side_by_side_and_each_in_turn() -> None:
         slots = [bench.slot(index, "1g.10gb", start) for index in (4, 5, 6) for start in (0, 1)]
         bench.specify(*slots)
         await bench.clock.until(bench.are(SlotState.READY, *slots))
-        assert bench.clock.seconds == 2 * 0.16
+        assert bench.clock.seconds == pytest.approx(2 * 0.16 + SCRUB)
 
     play(story)
 
@@ -136,7 +147,7 @@ def test_ready_is_not_said_before_the_instance_exists() -> None:
         await bench.clock.until(bench.are(SlotState.READY, slot))
         held = bench.memory.situation.held[slot.device]
         assert held.ready_at is not None
-        assert (held.ready_at - FakeClock().now()).total_seconds() == 0.24
+        assert (held.ready_at - FakeClock().now()).total_seconds() == pytest.approx(0.24 + SCRUB, abs=1e-5)
         assert bench.gpus.layout(4) == {("7g.80gb", 0)}
 
     play(story)
@@ -149,7 +160,7 @@ def test_a_lost_gpu_delays_nobody_else() -> None:
         bench.specify(bad, good)
         await bench.clock.until(bench.are(SlotState.READY, good))
         await bench.clock.until(bench.are(SlotState.FAILED, bad))
-        assert bench.clock.seconds == 0.20
+        assert bench.clock.seconds == pytest.approx(0.20 + SCRUB)
         assert "fallen off the bus" in bench.message(bad)
 
     play(story)
@@ -161,7 +172,7 @@ def test_a_call_that_hangs_hangs_alone() -> None:
         bad, good = bench.slot(4, "3g.40gb"), bench.slot(5, "3g.40gb")
         bench.specify(bad, good)
         await bench.clock.until(bench.are(SlotState.READY, good))
-        assert bench.clock.seconds == 0.20
+        assert bench.clock.seconds == pytest.approx(0.20 + SCRUB)
         assert bench.state(bad) is SlotState.PREPARING
 
     play(story)
@@ -175,7 +186,7 @@ def test_a_refused_creation_says_why_and_is_tried_again_more_and_more_slowly() -
         await bench.clock.until(bench.are(SlotState.FAILED, slot))
         assert bench.message(slot) == "GPU 4 has no room for 3g.40gb; list its instances"
         await bench.clock.until(bench.are(SlotState.READY, slot))
-        assert bench.clock.seconds == 4 * 0.20 + 0.5 + 1 + 2
+        assert bench.clock.seconds == pytest.approx(4 * 0.20 + 0.5 + 1 + 2 + SCRUB)
 
     play(story)
 
@@ -220,6 +231,7 @@ def test_a_device_with_a_process_is_kept_and_the_process_is_named() -> None:
         bench.specify(new)
         await bench.clock.pass_by(30)
         assert bench.message(old) == f"waits for process 77 (lolMiner) on {old.device} to end"
+        assert bench.gpus.layout(4) == {("7g.80gb", 0)}
         assert old.device in bench.message(new)
         assert bench.gpus.layout(4) == {("7g.80gb", 0)}
         bench.gpus.vacate(uuid)
@@ -288,5 +300,134 @@ def test_a_driver_that_lists_no_usable_instance_is_not_believed() -> None:
         bench.specify(slot)
         await bench.clock.until(bench.are(SlotState.FAILED, slot))
         assert "lists no usable 3g.40gb at memory slice 0" in bench.message(slot)
+
+    play(story)
+
+
+def test_a_device_is_scrubbed_before_it_is_ready_and_says_how_it_came_to_its_holder() -> None:
+    async def story(bench: Bench) -> None:
+        old, new = bench.slot(4, "7g.80gb", number=2), bench.slot(4, "3g.40gb", number=1)
+        bench.specify(old)
+        await bench.clock.until(bench.are(SlotState.READY, old))
+        bench.specify(new)
+        await bench.clock.until(bench.are(SlotState.READY, new))
+        held = bench.memory.situation.held[new.device]
+        assert bench.scrubber.scrubbed[-1] == held.uuid
+        assert held.hand_over is not None
+        assert [one.name for one in held.hand_over.former] == ["holder-2"]
+        assert [one.step for one in held.hand_over.steps] == list(HandOverStepType)[1:]
+        took = {one.step: one.milliseconds for one in held.hand_over.steps}
+        assert (took[HandOverStepType.DESTROY], took[HandOverStepType.PARTITION]) == (220, 200)
+        assert took[HandOverStepType.SCRUB] == round(SCRUB * 1000)
+        assert held.hand_over.scrubbed_bytes == 40192 << 20
+        assert held.hand_over.driver == "570.148.08"
+
+    play(story)
+
+
+def test_scrubs_on_one_gpu_run_side_by_side() -> None:
+    async def story(bench: Bench) -> None:
+        slots = [bench.slot(4, "1g.10gb", start) for start in range(7)]
+        bench.specify(*slots)
+        await bench.clock.until(bench.are(SlotState.READY, *slots))
+        assert bench.clock.seconds == pytest.approx(7 * 0.16 + SCRUB)
+        assert len(set(bench.scrubber.scrubbed)) == 7
+
+    play(story)
+
+
+def test_a_scrub_that_fails_is_said_and_tried_again() -> None:
+    async def story(bench: Bench) -> None:
+        bench.scrubber.failing["*"] = 1
+        slot = bench.slot(0, FULL)
+        bench.specify(slot)
+        await bench.clock.until(bench.are(SlotState.FAILED, slot))
+        assert "CUDA_ERROR_ECC_UNCORRECTABLE" in bench.message(slot)
+        await bench.clock.until(bench.are(SlotState.READY, slot))
+
+    play(story)
+
+
+def test_a_process_of_the_former_holder_that_uses_nothing_is_found_and_killed() -> None:
+    async def story(bench: Bench) -> None:
+        old, new = bench.slot(0, FULL, number=2), bench.slot(0, FULL, number=1)
+        bench.specify(old)
+        await bench.clock.until(bench.are(SlotState.READY, old))
+        device = PreparedDevice(device=old.device)
+        claim = PreparedClaim(uid="c", namespace="mining", name="miner", devices=(device,), pods=("p",))
+        bench.memory.update(lambda now: known.claimed(now, claim))
+        bench.host.running = {5: ("p", "sleep"), 6: ("c", "sh"), 7: ("q", "other")}
+        bench.specify(new)
+        await bench.clock.pass_by(1)
+        assert bench.host.ended == []
+        bench.memory.update(lambda now: known.unclaimed(now, "c", bench.clock.now()))
+        await bench.clock.until(bench.are(SlotState.READY, new))
+        assert bench.host.ended == [5, 6]
+        assert list(bench.host.running) == [7]
+
+    play(story)
+
+
+def test_what_cannot_be_proven_empty_in_time_is_quarantined_and_recovers() -> None:
+    async def story(bench: Bench) -> None:
+        old, beside = bench.slot(4, "3g.40gb", 4, number=2), bench.slot(4, "3g.40gb", 0, number=1)
+        bench.specify(old, beside)
+        await bench.clock.until(bench.are(SlotState.READY, old, beside))
+        uuid = bench.memory.situation.held[old.device].uuid
+        bench.gpus.occupy(uuid, pid=77, name="dcgm")
+        bench.specify(beside)
+        await bench.clock.pass_by(61)
+        bench.memory.learn(due(bench.memory.situation, bench.clock.now()))
+        assert bench.memory.situation.held[old.device].overdue
+        assert bench.state(beside) is SlotState.READY
+        bench.gpus.vacate(uuid)
+        await bench.clock.until(bench.are(None, old))
+        assert bench.memory.situation.fences == ()
+
+    play(story)
+
+
+def test_a_place_where_a_device_could_not_be_made_is_left_alone_for_a_while() -> None:
+    async def story(bench: Bench) -> None:
+        bench.scrubber.failing["*"] = 1000
+        slot = bench.slot(4, "3g.40gb", 4)
+        bench.specify(slot)
+        await bench.clock.pass_by(121)
+        bench.memory.learn(due(bench.memory.situation, bench.clock.now()))
+        assert bench.memory.situation.held[slot.device].overdue
+        bench.specify()
+        await bench.clock.until(bench.are(None, slot))
+        (fence,) = bench.memory.situation.fences
+        assert (fence.gpu, fence.mask) == (slot.gpu, 0xF0)
+        bench.scrubber.failing.clear()
+        bench.memory.learn(due(bench.memory.situation, bench.clock.now() + known.PROBATION))
+        assert bench.memory.situation.fences == ()
+
+    play(story)
+
+
+def test_settings_of_a_gpu_go_back_before_a_lease_and_never_under_one() -> None:
+    async def story(bench: Bench) -> None:
+        bench.gpus.tune(4, 250_000)
+        first, second = bench.slot(4, "3g.40gb", 4), bench.slot(4, "3g.40gb", 0, number=3)
+        bench.specify(first)
+        await bench.clock.until(bench.are(SlotState.READY, first))
+        assert bench.gpus.hardware.power_limits_mw == {}
+        bench.gpus.tune(4, 390_000)
+        bench.specify(first, second)
+        await bench.clock.until(bench.are(SlotState.FAILED, second))
+        assert "its power limit is 390 W of 400 W" in bench.message(second)
+        assert bench.gpus.hardware.power_limits_mw == {4: 390_000}
+
+    play(story)
+
+
+def test_a_gpu_with_a_row_to_be_remapped_serves_nobody() -> None:
+    async def story(bench: Bench) -> None:
+        bench.gpus.fail(0, Faults(remap_pending=True))
+        slot = bench.slot(0, FULL)
+        bench.specify(slot)
+        await bench.clock.until(bench.are(SlotState.FAILED, slot))
+        assert "a memory row waits to be remapped; reset the GPU" in bench.message(slot)
 
     play(story)

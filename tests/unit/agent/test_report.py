@@ -16,6 +16,8 @@ from gpu_tenancy.api.node import GpuMode, GpuNodeStatus, NodeReason, Slot, SlotS
 from gpu_tenancy.mig.profiles import FULL
 from tests.unit.agent.world import EPOCH, MIG_GPU, WHOLE, World, instance, slot
 
+ALL = list(range(8))
+
 HOME = Home(Owner("n1", "node-uid"), frozenset({0}))
 LEASED, MINED = slot(MIG_GPU, "3g.40gb", 4, 1), slot(WHOLE, FULL, 0, 2)
 
@@ -54,7 +56,7 @@ def test_the_condition_moves_its_time_only_when_it_flips() -> None:
     first = status_of(world.agent, seconds=0)
     second = status_of(world.agent, first, seconds=60)
     assert second == first
-    broken = status_of(known.failed(world.agent, LEASED.device, "no room"), second, seconds=120)
+    broken = status_of(known.failed(world.agent, LEASED.device, "no room", EPOCH), second, seconds=120)
     assert broken.conditions[0].last_transition_time == EPOCH + timedelta(seconds=120)
     assert broken.conditions[0].message == f"{LEASED.device}: no room"
 
@@ -83,16 +85,33 @@ def test_a_gpu_whose_mode_is_not_the_declared_one_is_not_planned_on(index: int, 
     gpus = [replace(gpu, mode=mode) if gpu.index == index else gpu for gpu in world.agent.gpus.values()]
     told = {one.index: one for one in status_of(known.listed(world.agent, gpus)).gpus}
     assert told[index].message.startswith(sentence)
-    assert [told[number].healthy for number in (0, 1)] == [index == 1, index == 0]
+    assert [told[number].fenced for number in (0, 1)] == [ALL if number == index else [] for number in (0, 1)]
+    assert {one.healthy for one in told.values()} == {True}
 
 
-def test_a_strangers_instance_makes_its_gpu_unhealthy_and_no_other() -> None:
+def test_a_strangers_instance_fences_its_own_slices_and_no_others() -> None:
     world = World()
     world.hardware["MIG-99"] = instance(MIG_GPU, "1g.10gb", 3, 99)
     world.walk()
     told = {one.uuid: one for one in status_of(world.agent).gpus}
     assert "that gpu-tenancy did not create" in told[MIG_GPU].message
-    assert (told[MIG_GPU].healthy, told[WHOLE].healthy) == (False, True)
+    assert (told[MIG_GPU].fenced, told[WHOLE].fenced) == ([3], [])
+    assert {one.healthy for one in told.values()} == {True}
+
+
+def test_a_device_that_is_overdue_is_quarantined_and_its_slices_are_fenced() -> None:
+    world = serving(LEASED, MINED)
+    late = known.overdue(known.drained(world.agent, LEASED.device, 0xFF, EPOCH), LEASED.device)
+    late = known.waiting(late, LEASED.device, SlotState.DRAINING, "waits for process 7 (sleep)")
+    told = status_of(late)
+    assert {one.device: one.state for one in told.slots} == {
+        LEASED.device: SlotState.QUARANTINED,
+        MINED.device: SlotState.READY,
+    }
+    gpu = next(one for one in told.gpus if one.uuid == LEASED.gpu)
+    assert (gpu.healthy, gpu.fenced) == (True, [4, 5, 6, 7])
+    assert gpu.message == f"{LEASED.device} is quarantined: waits for process 7 (sleep)"
+    assert told.conditions[0].reason is NodeReason.DEVICE_FAILED
 
 
 @pytest.mark.parametrize(("text", "indices"), [("6,7", [6, 7]), (" 6 , 7 ", [6, 7]), ("0", [0]), ("", []), (None, [])])
@@ -105,7 +124,7 @@ def test_the_declaration_of_mig_gpus_is_read(text: str | None, indices: list[int
 def test_a_declaration_that_is_not_understood_stops_planning_and_says_how_to_write_it() -> None:
     here = home_of({"name": "n1", "uid": "u", "annotations": {"gpu-tenancy.dev/mig-gpus": "six"}})
     told = report.status(World().agent, "boot-1", here, None, EPOCH).gpus
-    assert {one.healthy for one in told} == {False}
+    assert [one.fenced for one in told] == [ALL, ALL]
     assert (
         'gpu-tenancy.dev/mig-gpus="six" of the Node is not understood; write GPU indices, e.g. "6,7"' in told[0].message
     )
@@ -121,18 +140,18 @@ def change(before: Situation, after: Situation) -> bool:
 def test_a_device_that_became_ready_or_failed_is_awaited() -> None:
     world = serving(LEASED, MINED)
     for device in (LEASED.device, MINED.device):
-        preparing = known.undone(world.agent, device)
+        preparing = known.undone(world.agent, device, EPOCH)
         assert change(preparing, world.agent)
-        assert change(preparing, known.failed(preparing, device, "no room"))
+        assert change(preparing, known.failed(preparing, device, "no room", EPOCH))
         assert not change(world.agent, preparing)
 
 
 def test_the_end_of_a_lease_is_awaited_and_that_of_a_miner_is_not() -> None:
     world = serving(LEASED, MINED)
-    assert change(world.agent, known.drained(world.agent, LEASED.device))
-    assert change(world.agent, known.forgotten(world.agent, LEASED.device))
-    assert not change(world.agent, known.drained(world.agent, MINED.device))
-    assert not change(world.agent, known.forgotten(world.agent, MINED.device))
+    assert change(world.agent, known.drained(world.agent, LEASED.device, 0xFF, EPOCH))
+    assert change(world.agent, known.forgotten(world.agent, LEASED.device, 0xFF, EPOCH))
+    assert not change(world.agent, known.drained(world.agent, MINED.device, 0xFF, EPOCH))
+    assert not change(world.agent, known.forgotten(world.agent, MINED.device, 0xFF, EPOCH))
 
 
 def test_a_message_or_a_generation_alone_is_not_awaited_and_health_is() -> None:

@@ -43,7 +43,7 @@ def test_a_slice_is_created_then_stored_as_ready_then_published() -> None:
     world = World()
     world.specify([slot(MIG_GPU, "3g.40gb", 4, 1)])
     world.settle()
-    assert names(world) == ["Accept", "Create", "Store", "Publish"]
+    assert names(world) == ["Accept", "Restore", "Create", "Scrub", "Verify", "Store", "Publish"]
     assert world.in_slice == set(world.in_status) == {slot(MIG_GPU, "3g.40gb", 4, 1).device}
 
 
@@ -69,7 +69,10 @@ def test_a_whole_gpu_changes_hands_without_its_old_holder_ever_meeting_the_new_o
     world.settle()
     assert world.in_slice == {new.device}
     acts = [name for name in names(world) if name != "Await"]
-    assert acts == ["Withdraw", "Drain", "Accept", "Prove", "Forget", "Create", "Store", "Publish"]
+    assert acts == [
+        *("Withdraw", "Drain", "Accept", "Prove", "Forget"),
+        *("Restore", "Create", "Scrub", "Verify", "Store", "Publish"),
+    ]
 
 
 def test_a_process_that_outlives_its_claim_keeps_the_slice() -> None:
@@ -92,7 +95,7 @@ def test_a_process_that_outlives_its_claim_keeps_the_slice() -> None:
 def test_a_lease_is_made_before_a_miner_on_the_same_gpu() -> None:
     world = World()
     world.specify([slot(MIG_GPU, "4g.40gb", 0, 2), slot(MIG_GPU, "3g.40gb", 4, 1)])
-    world.agent, _ = steps.settled(world.agent)
+    world.agent, _ = steps.settled(world.agent, world.now)
     world.settle()
     created = [step.slot.profile for step in world.history if isinstance(step, steps.Create)]
     assert created == ["3g.40gb", "4g.40gb"]
@@ -154,7 +157,8 @@ def test_a_device_stands_in_the_next_slice_from_the_moment_it_is_stored_until_it
     while world.enabled():
         world.take(world.enabled()[0])
         seen.append(steps.slice_next(world.agent, steps.diff(world.agent)))
-    assert [[held.slot.device for held in one] for one in seen] == [[], [], [], [wanted.device], [wanted.device]]
+    names_seen = [[held.slot.device for held in one] for one in seen]
+    assert names_seen == [*[[]] * 6, [wanted.device], [wanted.device]]
     world.specify([])
     assert steps.slice_next(world.agent, steps.diff(world.agent)) == ()
 
@@ -232,7 +236,7 @@ def test_an_instance_destroyed_behind_the_agents_back_is_made_again() -> None:
     world.hardware.clear()
     world.walk()
     world.settle()
-    assert names(world) == ["Remake", "Withdraw", "Create", "Store", "Publish"]
+    assert names(world) == ["Remake", "Withdraw", "Restore", "Create", "Scrub", "Verify", "Store", "Publish"]
 
 
 def test_a_kill_between_creation_and_its_record_adopts_the_instance() -> None:
@@ -243,7 +247,7 @@ def test_a_kill_between_creation_and_its_record_adopts_the_instance() -> None:
     world.begin_creation(wanted)
     world.restart()
     world.settle()
-    assert names(world) == ["Accept", "Adopt", "Store", "Publish"]
+    assert names(world) == ["Accept", "Restore", "Adopt", "Scrub", "Verify", "Store", "Publish"]
     assert len(world.hardware) == 1
 
 
@@ -254,10 +258,10 @@ def test_what_was_still_being_created_for_a_dropped_slot_is_destroyed_before_its
     world.take(world.enabled()[0])
     world.begin_creation(dropped)
     world.specify([wanted])
-    world.agent, _ = steps.settled(world.agent)
+    world.agent, _ = steps.settled(world.agent, world.now)
     assert dropped.device not in world.agent.held
     world.walk()
-    world.agent, _ = steps.settled(world.agent)
+    world.agent, _ = steps.settled(world.agent, world.now)
     assert world.agent.held[wanted.device].message == (
         "waits for MIG instance 2g.20gb at memory slice 2 of a former device to be destroyed"
     )
@@ -433,10 +437,13 @@ class AnyOrder(RuleBasedStateMachine):
                 held = before.held.get(subject)
                 assert held is None or not known.claims_on(before, subject), "destroyed under a prepared claim"
                 assert held is None or not held.published, "destroyed while in the slice"
+                assert not self.world.has_sleeper(gone.uuid), "destroyed while a process of the holder lived"
                 others = [one for one in before.held.values() if one.uuid == gone.uuid and one is not held]
                 assert not others, "destroyed another device's instance"
             case steps.Forget(device=device):
                 assert not known.claims_on(before, device), "let go of a device with a prepared claim"
+                whole = before.held[device].slot.profile == FULL and before.held[device].ready_at is not None
+                assert not (whole and self.world.has_sleeper(before.held[device].uuid)), "let go under a process"
             case steps.Publish(device=device):
                 held = before.held[device]
                 assert self.world.in_status[device] == held.ready_at, "published before it was stored as ready"

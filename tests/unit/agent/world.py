@@ -13,9 +13,9 @@ from typing import Any, assert_never
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent import steps
 from gpu_tenancy.agent.claims import Refusal, admitted
-from gpu_tenancy.agent.gpus import GpuFacts, Instance
+from gpu_tenancy.agent.gpus import GpuFacts, Instance, Vitals
 from gpu_tenancy.agent.situation import Situation
-from gpu_tenancy.agent.steps import Announcement, Hardware, Step
+from gpu_tenancy.agent.steps import Announcement, Hardware, Making, Step
 from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.claim import ClaimHolder
 from gpu_tenancy.api.names import DRIVER
@@ -81,6 +81,12 @@ class World:
     in_status: dict[str, datetime] = field(default_factory=dict)
     processes: set[str] = field(default_factory=set)
     """UUIDs of devices that a process uses."""
+    sleepers: set[str] = field(default_factory=set)
+    """UIDs of claims that a process carries which has its devices and does not use them."""
+    given: dict[str, str] = field(default_factory=dict)
+    """UUID of the device that each claim was given when it was prepared."""
+    residue: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Whose data is on which memory slice of which GPU: UID of the holder."""
     foreign: set[str] = field(default_factory=set)
     """UUIDs of instances that somebody else made."""
     disk: Situation = field(default_factory=Situation)
@@ -104,12 +110,12 @@ class World:
         self.history.append(step)
         self.now += timedelta(milliseconds=1)
         match step:
-            case steps.Prove() | steps.Destroy() | steps.Create() | steps.Adopt():
-                self._on_hardware(step, fails=fails)
             case steps.Withdraw() | steps.Store() | steps.Publish():
                 self._announce(step)
+            case _ if isinstance(step, Hardware):
+                self._on_hardware(step, fails=fails)
             case _:
-                self.agent = steps.noted(self.agent, step)
+                self.agent = steps.noted(self.agent, step, self.now)
         self.disk = self.agent
 
     def _announce(self, step: Announcement) -> None:
@@ -117,6 +123,9 @@ class World:
             case steps.Withdraw(device=device):
                 self.in_slice.discard(device)
             case steps.Publish(device=device):
+                held = self.agent.held[device]
+                left = {self.residue.get((held.slot.gpu, number)) for number in self.numbers(held.slot)}
+                assert left <= {None, held.slot.holder.uid}, f"{device} is published with data of {left}"
                 self.in_slice.add(device)
             case steps.Store(device=device):
                 ready_at = self.agent.held[device].ready_at
@@ -128,34 +137,66 @@ class World:
         self.agent = known.published(self.agent, self.in_slice)
 
     def _on_hardware(self, step: Hardware, *, fails: bool) -> None:
-        subject = step.slot.device if isinstance(step, steps.Create | steps.Adopt) else step.subject
+        subject = steps.subject_of(step)
         if fails:
             self.agent = known.rested(self.agent, subject)
             return
         match step:
-            case steps.Prove(uuid=uuid):
-                empty = uuid not in self.processes
-                settle = known.proven_empty if empty else known.rested
-                self.agent = settle(self.agent, subject)
+            case steps.Prove(uuid=uuid, traces=traces):
+                self.sleepers -= set(traces)  # They are killed.
+                if uuid in self.processes:
+                    self.agent = known.rested(self.agent, subject)
+                else:
+                    self.agent = known.proven_empty(self.agent, subject, self.now)
             case steps.Destroy(instance=there):
                 assert there.uuid not in self.processes, "destroyed an instance with a process on it"
                 del self.hardware[there.uuid]
-                self.agent = known.destroyed(self.agent, there)
-            case steps.Create(slot=wanted):
+                self.agent = known.destroyed(self.agent, subject, there, self.now)
+            case _:
+                self._make(step)
+
+    def _make(self, step: Making) -> None:
+        wanted = step.slot
+        match step:
+            case steps.Restore():
+                served = [one for one in self.in_slice if self.agent.held[one].slot.gpu == wanted.gpu]
+                leased = [one for one in served if self.agent.held[one].slot.holder.kind is HolderKind.GPU_LEASE]
+                assert not leased, "settings of a GPU were changed under a lease"
+                self.agent = known.restored(self.agent, wanted.device, self.now)
+            case steps.Create():
                 self._create(wanted)
-            case steps.Adopt(slot=wanted, instance=there):
-                self.agent = known.made_ready(self.agent, wanted.device, there, self.now)
+            case steps.Adopt(instance=there):
+                self.agent = known.partitioned(self.agent, wanted.device, there, self.now)
+            case steps.Scrub(uuid=uuid):
+                self._scrub(wanted, uuid)
+            case steps.Verify():
+                assert self.agent.held[wanted.device].uuid
+                mask = steps.mask_of(self.agent, wanted.device)
+                self.agent = known.made_ready(self.agent, wanted.device, Vitals(), mask, self.now)
             case _:
                 assert_never(step)
 
+    def _scrub(self, wanted: Slot, uuid: str) -> None:
+        assert uuid not in {self.given[claim] for claim in self.agent.prepared}, "scrubbed under a prepared claim"
+        assert uuid not in self.processes, "scrubbed a device with a process on it"
+        for number in self.numbers(wanted):
+            self.residue.pop((wanted.gpu, number), None)
+        scrub = known.Scrub(bytes=1 << 30, samples=16)
+        self.agent = known.scrubbed(self.agent, wanted.device, scrub, self.now)
+
+    def numbers(self, slot: Slot) -> list[int]:
+        """The memory slices of a slot."""
+        mask = steps.slices(self.agent.gpus.get(slot.gpu), slot)
+        return [number for number in range(8) if mask >> number & 1]
+
     def _create(self, wanted: Slot) -> None:
         if wanted.profile == FULL:
-            self.agent = known.made_ready(self.agent, wanted.device, self.agent.gpus[wanted.gpu], self.now)
+            self.agent = known.partitioned(self.agent, wanted.device, self.agent.gpus[wanted.gpu], self.now)
             return
         self.begin_creation(wanted)
         self.walk()
         made = next(one for one in self.hardware.values() if (one.profile, one.start) == (wanted.profile, wanted.start))
-        self.agent = known.made_ready(self.agent, wanted.device, made, self.now)
+        self.agent = known.partitioned(self.agent, wanted.device, made, self.now)
 
     def begin_creation(self, wanted: Slot) -> None:
         """The part of a creation after which the agent may die: intended, on disk, and done by the driver."""
@@ -189,15 +230,26 @@ class World:
         except Refusal:
             return False
         self.agent = known.claimed(self.agent, claim)
+        held = self.agent.held[device]
+        for number in self.numbers(held.slot):
+            assert self.residue.get((held.slot.gpu, number)) in {None, owner.uid}, "a pod can read another's data"
+            self.residue[held.slot.gpu, number] = owner.uid
+        self.given[uid] = held.uuid
         if runs:
-            self.processes.add(self.agent.held[device].uuid)
+            self.processes.add(held.uuid)
+        else:
+            self.sleepers.add(uid)
         self.disk = self.agent
         return True
 
     def unprepare(self, uid: str) -> None:
         """kubelet gives the claim back; its processes may linger."""
-        self.agent = known.unclaimed(self.agent, uid)
+        self.agent = known.unclaimed(self.agent, uid, self.now)
         self.disk = self.agent
+
+    def has_sleeper(self, uuid: str) -> bool:
+        """Whether a process lives that was given the device with that UUID."""
+        return uuid in {self.given[claim] for claim in self.sleepers}
 
     def wake(self) -> None:
         """Every back-off ends."""
@@ -223,7 +275,7 @@ class World:
     def restart(self) -> None:
         """kill -9, and a new agent on the same boot: only disk, API server and hardware are left."""
         fresh = replace(self.disk, gpus=self.agent.gpus, proven=frozenset(), resting=frozenset())
-        self.agent = known.resumed(fresh, self.in_slice, self.in_status)
+        self.agent = known.resumed(fresh, self.in_slice, self.in_status, self.now)
         self.agent = known.specified(self.agent, self.agent.wanted.values(), self.agent.generation)
         self.walk()
 
@@ -231,8 +283,11 @@ class World:
         """The node boots: no instance, no process, no claim survives."""
         self.hardware.clear()
         self.processes.clear()
-        fresh = known.rebooted(replace(self.disk, gpus=self.agent.gpus, proven=frozenset(), resting=frozenset()))
-        self.agent = known.resumed(fresh, self.in_slice, self.in_status)
+        self.sleepers.clear()
+        fresh = known.rebooted(
+            replace(self.disk, gpus=self.agent.gpus, proven=frozenset(), resting=frozenset()), self.now
+        )
+        self.agent = known.resumed(fresh, self.in_slice, self.in_status, self.now)
         self.disk = self.agent
         self.walk()
 

@@ -1,0 +1,47 @@
+"""Which step of a hand-over has taken too long, and which fence is over: a pure function of situation and time.
+
+A step that passes its deadline quarantines its own device: its memory slices are fenced, the operator plans elsewhere,
+the agent keeps trying, the neighbours serve on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Final
+
+from gpu_tenancy.agent import situation as known
+from gpu_tenancy.agent.situation import Held, Situation
+from gpu_tenancy.agent.steps import phase
+from gpu_tenancy.api.node import HandOverStepType, SlotState
+
+LIMITS: Final[Mapping[HandOverStepType, timedelta]] = {
+    HandOverStepType.EVICT: timedelta(seconds=180),
+    HandOverStepType.PROVE_EMPTY: timedelta(seconds=60),
+    HandOverStepType.DESTROY: timedelta(seconds=60),
+    HandOverStepType.RESET: timedelta(seconds=30),
+    HandOverStepType.PARTITION: timedelta(seconds=60),
+    HandOverStepType.SCRUB: timedelta(seconds=120),
+    HandOverStepType.VERIFY: timedelta(seconds=30),
+}
+"""How long each step may take. An eviction includes the pods' own grace, which the operator bounds by 30 s, and what
+kubelet needs on top; a scrub the start of a context on a GPU that has just been partitioned."""
+
+
+def due(situation: Situation, now: datetime) -> Situation:
+    """The situation after whatever has come due by now."""
+    over = [fence for fence in situation.fences if fence.until is not None and fence.until <= now]
+    if over:
+        situation = known.lifted(situation, over)
+    for device, held in situation.held.items():
+        if is_late(situation, held, now):
+            situation = known.overdue(situation, device)
+    return situation
+
+
+def is_late(situation: Situation, held: Held, now: datetime) -> bool:
+    """Whether the step that the device is at should have ended by now, and nobody has been told."""
+    if held.state is SlotState.READY or held.overdue or held.since is None:
+        return False
+    step = phase(situation, held)
+    return step is not None and now - held.since > LIMITS[step]

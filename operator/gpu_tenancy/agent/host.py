@@ -1,0 +1,112 @@
+"""Processes of the node as the kernel shows them: which are left of a pod, and how they are ended.
+
+A container keeps its right to open a device for as long as it lives, whether it uses it or not, and the driver lists
+only who uses it. So the former holder's pods are looked for by what they cannot shed: the UID of the pod in the cgroup
+that kubelet put them in, and the folders of pod and claim among their mounts. Reads /proc; ends processes by pidfd, so
+that a number that was given anew is never hit. Source: proc(5), cgroups(7), pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from gpu_tenancy.agent.gpus import Process
+
+PROC: Final = Path("/proc")
+
+
+class Host(Protocol):
+    """What the agent needs of the processes of its node."""
+
+    async def carrying(self, traces: Collection[str]) -> Sequence[Process]:
+        """Processes whose cgroup or mounts carry one of these UIDs, of pods or claims."""
+        ...
+
+    async def end(self, process: Process, traces: Collection[str]) -> None:
+        """Kill the process, if it still carries one of the UIDs; one that is gone is fine."""
+        ...
+
+
+class LinuxHost:
+    """The processes of this machine: those of every container, where /proc is the host's."""
+
+    def __init__(self, proc: Path = PROC) -> None:
+        self._proc = proc
+
+    async def carrying(self, traces: Collection[str]) -> Sequence[Process]:
+        """Look through /proc, off the event loop."""
+        return await asyncio.to_thread(self._carrying, frozenset(traces))
+
+    async def end(self, process: Process, traces: Collection[str]) -> None:
+        """SIGKILL through a pidfd that was opened before the last look at who it is."""
+        await asyncio.to_thread(self._end, process.pid, frozenset(traces))
+
+    def _carrying(self, traces: frozenset[str]) -> Sequence[Process]:
+        if not traces:
+            return []
+        holds = self._test(traces)
+        return [Process(pid, self._command(pid)) for pid in self._pids() if holds(pid)]
+
+    def _test(self, traces: frozenset[str]) -> Callable[[int], bool]:
+        """Whether a process carries one of the UIDs; mounts are read once for each mount namespace."""
+        wanted = [uid.encode() for uid in _spellings(traces)]
+        known: dict[str, bool] = {}
+
+        def carries(text: bytes) -> bool:
+            return any(uid in text for uid in wanted)
+
+        def holds(pid: int) -> bool:
+            if carries(self._read(pid, "cgroup")):
+                return True
+            namespace = self._mount_namespace(pid)
+            if not namespace:
+                return False
+            if namespace not in known:
+                known[namespace] = carries(self._read(pid, "mountinfo"))
+            return known[namespace]
+
+        known[self._mount_namespace(os.getpid())] = False  # The host's own: kubelet's mounts are in there.
+        known[self._mount_namespace(1)] = False
+        return holds
+
+    def _end(self, pid: int, traces: frozenset[str]) -> None:
+        with suppress(ProcessLookupError):
+            handle = os.pidfd_open(pid)
+            try:
+                if self._test(traces)(pid):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            finally:
+                os.close(handle)
+
+    def _pids(self) -> Iterator[int]:
+        return (int(one.name) for one in self._proc.iterdir() if one.name.isdigit())
+
+    def _command(self, pid: int) -> str:
+        return self._read(pid, "comm").decode(errors="replace").strip()
+
+    def _mount_namespace(self, pid: int) -> str:
+        """Name of its mount namespace; empty for one that is gone, or may not be looked at."""
+        try:
+            return str((self._proc / str(pid) / "ns" / "mnt").readlink())
+        except OSError:
+            return ""
+
+    def _read(self, pid: int, name: str) -> bytes:
+        """A file of a process; empty for one that is gone meanwhile."""
+        try:
+            return (self._proc / str(pid) / name).read_bytes()
+        except OSError:
+            return b""
+
+
+def _spellings(traces: Collection[str]) -> Iterator[str]:
+    """A UID as it is, and as systemd's cgroup driver writes it, in which - separates slices."""
+    for uid in traces:
+        yield uid
+        yield uid.replace("-", "_")

@@ -1,0 +1,138 @@
+"""The child that scrubs one device: ``python -m gpu_tenancy.agent.scrub_child PARENT``.
+
+The only module that loads CUDA, and it imports nothing of the project, so that it starts fast. It reads the UUID of a
+GPU or MIG device from standard input, makes that device the only one it can see, allocates all of its memory, writes a
+pattern drawn for this run, reads samples of it back and says what it did as one line of JSON. What it cannot allocate
+is what a context takes for itself, the next holder's as well as this one's. It ends when its parent does. Source: CUDA
+Driver API (memory management, device management).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any, Final, NoReturn
+
+from cuda.bindings import driver as cuda
+
+SMALLEST: Final = 2 << 20
+"""Bytes of the smallest block that is asked for: what the driver hands out memory in."""
+TOLERATED: Final = 64 << 20
+"""Bytes that may stay free when nothing more can be had: more than that would be reachable and not written."""
+EVERY: Final = 64 << 20
+"""Bytes from one sample to the next."""
+SAMPLE: Final = 4096
+"""Bytes of a sample."""
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class ScrubError(Exception):
+    """The device was not scrubbed; the message is a sentence."""
+
+
+def main() -> None:
+    """Wait for a device, scrub it, report."""
+    _end_with(int(sys.argv[1]))
+    device = sys.stdin.readline().strip()
+    if not device:
+        return
+    report: dict[str, object]
+    try:
+        report = {"scrub": scrub(device)}
+    except ScrubError as error:
+        report = {"error": str(error)}
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+    # Whoever waits for the device waits for this process to be gone: nothing is left to tidy up.
+    os._exit(0)
+
+
+def scrub(device: str) -> dict[str, int]:
+    """Overwrite all memory of the device with this UUID and read samples back; bytes and samples. Raises ScrubError."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
+    _check("cuInit", *cuda.cuInit(0))
+    handle = _check("cuDeviceGet", *cuda.cuDeviceGet(0))
+    _check_identity(handle, device)
+    context = _check("cuDevicePrimaryCtxRetain", *cuda.cuDevicePrimaryCtxRetain(handle))
+    _check("cuCtxSetCurrent", *cuda.cuCtxSetCurrent(context))
+    pattern = secrets.randbits(32)
+    blocks = list(_everything())
+    for address, size in blocks:
+        _check("cuMemsetD32", *cuda.cuMemsetD32(address, pattern, size // 4))
+    _check("cuCtxSynchronize", *cuda.cuCtxSynchronize())
+    samples = sum(_read_back(address, size, pattern) for address, size in blocks)
+    return {"bytes": sum(size for _, size in blocks), "samples": samples}
+
+
+def _check_identity(handle: Any, device: str) -> None:  # noqa: ANN401  (the bindings are untyped)
+    """The environment decides what is visible; the driver says what it is."""
+    found = _check("cuDeviceGetUuid", *cuda.cuDeviceGetUuid(handle)).bytes.hex()
+    if found != device.partition("-")[2].replace("-", ""):
+        raise ScrubError(f"CUDA shows a device with UUID {found} in its place; look whether it was partitioned anew")
+
+
+def _everything() -> Iterator[tuple[int, int]]:
+    """All memory that can be had, as blocks of (address, bytes), the largest first."""
+    size = _free() // SMALLEST * SMALLEST
+    while size >= SMALLEST:
+        error, address = cuda.cuMemAlloc(size)
+        if error == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            size = size // 2 // SMALLEST * SMALLEST
+            continue
+        _check("cuMemAlloc", error)
+        yield int(address), size
+        size = min(size, _free() // SMALLEST * SMALLEST)
+    if (left := _free()) > TOLERATED:
+        raise ScrubError(f"{left >> 20} MiB of memory are free and cannot be allocated; reset the GPU")
+
+
+def _free() -> int:
+    free, _ = _both("cuMemGetInfo", *cuda.cuMemGetInfo())
+    return free
+
+
+def _read_back(address: int, size: int, pattern: int) -> int:
+    """Read samples from one end of a block to the other; how many. Raises ScrubError where one is not as written."""
+    expected = pattern.to_bytes(4, sys.byteorder) * (SAMPLE // 4)
+    places = [*range(0, size - SAMPLE, EVERY), size - SAMPLE]
+    for place in places:
+        sample = bytearray(SAMPLE)
+        _check("cuMemcpyDtoH", *cuda.cuMemcpyDtoH(sample, address + place, SAMPLE))
+        if sample != expected:
+            raise ScrubError(
+                f"what was written {place >> 20} MiB into a block is not what is read there; retire the GPU"
+            )
+    return len(places)
+
+
+def _check(call: str, error: Any, value: Any = None) -> Any:  # noqa: ANN401
+    """The value of a call. Raises ScrubError where it failed."""
+    if error != cuda.CUresult.CUDA_SUCCESS:
+        _, name = cuda.cuGetErrorName(error)
+        raise ScrubError(f"{call}: {name.decode() if name else error}")
+    return value
+
+
+def _both(call: str, error: Any, first: int, second: int) -> tuple[int, int]:  # noqa: ANN401
+    _check(call, error)
+    return first, second
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel kill this process when the agent dies: it would hold a device that nobody waits for."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        _leave()
+
+
+def _leave() -> NoReturn:
+    sys.exit("the agent is gone")
+
+
+if __name__ == "__main__":
+    main()
