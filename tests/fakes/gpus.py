@@ -6,9 +6,10 @@ With a state file the hardware outlives the agent's process, as hardware does, a
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from pydantic import Field
 from gpu_tenancy.agent.clock import Clock, SystemClock
 from gpu_tenancy.agent.gpus import (
     GpuError,
+    GpuEvent,
     GpuFacts,
     GpuLost,
     Instance,
@@ -42,6 +44,7 @@ MEMORY_MIB: Final[Mapping[str, Mapping[int, int]]] = {
 TOTAL_MIB: Final[Mapping[str, int]] = {"40GB": 40960, "80GB": 81920}
 MULTIPROCESSORS: Final = 108
 POWER_LIMIT_MW: Final = 400_000
+RESET_SECONDS: Final = 2.0
 DRIVER_VERSION: Final = "570.148.08"
 PER_SLICE: Final = 14
 GPU_INSTANCE_IDS: Final[Mapping[int, range]] = {8: range(1), 4: range(1, 3), 2: range(3, 7), 1: range(7, 15)}
@@ -63,6 +66,8 @@ class Faults(ApiModel):
     """So many listings of its instances to come fail."""
     slow_seconds: float = 0.0
     """Every call on it takes so much longer."""
+    reset_refused: bool = False
+    """It cannot be reset alone."""
     remap_pending: bool = False
     """A memory row waits for a reset."""
 
@@ -90,6 +95,10 @@ class Hardware(ApiModel):
     instances: tuple[_Made, ...] = ()
     processes: tuple[_Running, ...] = ()
     faults: dict[int, Faults] = Field(default_factory=dict)
+    modes: dict[int, GpuMode] = Field(default_factory=dict)
+    """Of the GPUs whose mode was changed."""
+    pending: dict[int, GpuMode] = Field(default_factory=dict)
+    """Modes that wait for a reset."""
     power_limits_mw: dict[int, int] = Field(default_factory=dict)
     """Of the GPUs that have another than the default."""
 
@@ -110,7 +119,7 @@ class FakeGpus:
         self.node = node
         self.model = model
         self.uuids = tuple(f"GPU-{uuid.uuid5(uuid.NAMESPACE_URL, f'{node}/{index}')}" for index in range(count))
-        self.mig = frozenset(mig)
+        self._mig = frozenset(mig)
         self.calls: list[tuple[str, str]] = []
         """(call, subject) of every change that was carried out, in order."""
         self._clock = clock or SystemClock()
@@ -118,6 +127,7 @@ class FakeGpus:
         self._stamp: tuple[int, int] | None = None
         self._hardware = Hardware()
         self._under_way: set[int] = set()
+        self._told: asyncio.Queue[GpuEvent] = asyncio.Queue()
 
     # -------------------------------------------------------------------------------------------------- the Protocol
 
@@ -205,7 +215,50 @@ class FakeGpus:
                 vbios="92.00.81.00.06",
             )
 
+    async def events(self) -> AsyncIterator[GpuEvent]:
+        """What tests let the GPUs tell of."""
+        while True:
+            yield await self._told.get()
+
+    async def set_mode(self, gpu: str, mode: GpuMode) -> bool:
+        """An A100 takes a mode after a reset."""
+        index = self._index(gpu)
+        with self._alone(index):
+            await self._pause(index, 0.0)
+            self._check(index)
+            self._write(self._hardware.model_copy(update={"pending": {**self._hardware.pending, index: mode}}))
+            return (index in self.mig) == (mode is GpuMode.MIG)
+
+    async def reset(self, gpu: str) -> None:
+        """What was pending comes into force; instances are gone."""
+        index = self._index(gpu)
+        with self._alone(index):
+            await self._pause(index, RESET_SECONDS)
+            self._check(index)
+            if self._faults(index).reset_refused:
+                raise GpuError(f"GPU {index} was not reset: Resetting GPU {index} is not supported.")
+            hardware = self._hardware
+            left = tuple(one for one in hardware.instances if one.gpu != index)
+            self._write(
+                hardware.model_copy(update={"instances": left, "modes": {**hardware.modes, **hardware.pending}})
+            )
+            self.calls.append(("reset", str(index)))
+
     # ------------------------------------------------------------------------------------------------- for the tests
+
+    @property
+    def mig(self) -> frozenset[int]:
+        """Indices of the GPUs in MIG mode."""
+        modes = self.hardware.modes
+        return frozenset(
+            index
+            for index in range(len(self.uuids))
+            if (modes[index] is GpuMode.MIG if index in modes else index in self._mig)
+        )
+
+    def tell(self, event: GpuEvent) -> None:
+        """A GPU tells of something."""
+        self._told.put_nowait(event)
 
     def tune(self, index: int, limit_mw: int) -> None:
         """Somebody sets the power limit of a GPU."""
@@ -254,7 +307,9 @@ class FakeGpus:
 
     def reboot(self) -> None:
         """The node boots: instances and processes are gone."""
-        self._write(Hardware(boot=self.hardware.boot + 1, serial=self.hardware.serial))
+        before = self.hardware
+        modes = {**before.modes, **before.pending}
+        self._write(Hardware(boot=before.boot + 1, serial=before.serial, modes=modes))
 
     # ---------------------------------------------------------------------------------------------------------- rules
 

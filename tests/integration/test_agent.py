@@ -345,16 +345,21 @@ def test_the_agent_says_that_it_lives_and_whose_it_is(stage: Stage) -> None:
     play(stage, story)
 
 
-def test_a_gpu_in_another_mode_than_declared_is_not_to_be_planned_on(stage: Stage) -> None:
+def _gpus(seen: Seen) -> list[dict[str, Any]]:
+    return sorted(seen.body["status"]["gpus"], key=lambda gpu: gpu["index"])
+
+
+def test_a_gpu_in_another_mode_than_declared_is_fenced_and_converted_while_nothing_is_on_it(stage: Stage) -> None:
     async def run() -> None:
         bench = Bench(stage.control_plane)
         await bench.join("5,6")
         async with bench.agent():
-            seen = await bench.status("GPUs", lambda seen: seen.body.get("status", {}).get("gpus"))
-        gpus = {gpu["index"]: gpu for gpu in seen.body["status"]["gpus"]}
-        assert {index for index, gpu in gpus.items() if gpu.get("fenced")} == {5, 7}
-        assert "nvidia-smi -i 5 -mig 1" in gpus[5]["message"]
-        assert "nvidia-smi -i 7 -mig 0" in gpus[7]["message"]
+            first = await bench.status("GPUs", lambda seen: seen.body.get("status", {}).get("gpus"))
+            last = await bench.status("no fence", lambda seen: not any(gpu.get("fenced") for gpu in _gpus(seen)))
+        assert {gpu["index"] for gpu in _gpus(first) if gpu.get("fenced")} == {5, 7}
+        assert "in mode Whole, the Node declares MIG: it is converted" in _gpus(first)[5]["message"]
+        assert {gpu["index"] for gpu in _gpus(last) if gpu["mode"] == "MIG"} == {5, 6}
+        assert sorted(bench.gpus.calls) == [("reset", "5"), ("reset", "7")]
 
     stage.play(run())
 

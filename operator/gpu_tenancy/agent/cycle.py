@@ -23,6 +23,7 @@ from gpu_tenancy.agent.clock import Clock, SystemClock
 from gpu_tenancy.agent.deadlines import due
 from gpu_tenancy.agent.dra import Plugin, Registration, serving
 from gpu_tenancy.agent.gpus import GpuError, GpuFacts
+from gpu_tenancy.agent.health import learnt
 from gpu_tenancy.agent.home import Home
 from gpu_tenancy.agent.lanes import Lanes
 from gpu_tenancy.agent.machine import Machine
@@ -106,6 +107,7 @@ class Agent:
             here = await self._persist(home.read, self._client, self._node)
             await self._persist(home.ensure_gpu_node, self._client, here.owner)
             outbox = Outbox(self._client, memory, here, self._clock, self._settings)
+            self._declare(memory, here)
             await self._persist(outbox.resume)
             async with asyncio.TaskGroup() as tasks:
                 await self._work(memory, outbox, tasks)
@@ -144,8 +146,9 @@ class Agent:
         tasks.create_task(heartbeat.beat(self._client, lambda: outbox.home.owner, self._clock, self._settings))
         await self._watch(memory, outbox, tasks)
         tasks.create_task(self._observe(memory, lanes, tasks))
-        tasks.create_task(self._stay_home(outbox))
+        tasks.create_task(self._stay_home(memory, outbox))
         tasks.create_task(self._watch_deadlines(memory))
+        tasks.create_task(self._listen(memory))
         await asyncio.to_thread(self._files.remove_all_but, memory.situation.prepared)
         plugin = Plugin(self._node, self._client, memory, self._files, self._clock)
         registrar = Registration(self._settings.dra_socket, outbox.slice_lost)
@@ -169,6 +172,12 @@ class Agent:
         if count != self._scrubs_expected:
             self._scrubs_expected = count
             tasks.create_task(self._machine.scrubber.prepare(count))
+
+    async def _listen(self, memory: Memory) -> None:
+        """Take in what the GPUs tell of by themselves."""
+        async for event in self._gpus.events():
+            _log.log(logging.WARNING if event.xid or event.lost else logging.INFO, "%s", event)
+            memory.learn(learnt(memory.situation, event, self._clock.now()))
 
     async def _watch_deadlines(self, memory: Memory) -> None:
         """Quarantine what takes too long, and lift fences that are over."""
@@ -233,7 +242,7 @@ class Agent:
     ) -> None:
         if new is None:
             # What was wanted stays wanted until there is a spec that says otherwise.
-            tasks.create_task(self._gpu_node_anew(outbox))
+            tasks.create_task(self._gpu_node_anew(memory, outbox))
             return
         if old is None or old.metadata.uid != new.metadata.uid:
             outbox.check_status(new.metadata.uid)
@@ -244,14 +253,15 @@ class Agent:
             return
         memory.update(lambda now: known.specified(now, spec.slots, new.metadata.generation))
 
-    async def _gpu_node_anew(self, outbox: Outbox) -> None:
+    async def _gpu_node_anew(self, memory: Memory, outbox: Outbox) -> None:
         """The GpuNode goes with its Node: whatever is made again belongs to the Node as it is now, or it goes too."""
         here = await self._persist(home.read, self._client, self._node)
         outbox.home = here
+        self._declare(memory, here)
         await self._persist(home.ensure_gpu_node, self._client, here.owner)
         outbox.wake()
 
-    async def _stay_home(self, outbox: Outbox) -> None:
+    async def _stay_home(self, memory: Memory, outbox: Outbox) -> None:
         """Read the Node now and then: its annotation may change, and a Node made anew owns nothing of ours yet."""
         while True:
             await self._clock.sleep(self._settings.node_seconds)
@@ -262,7 +272,13 @@ class Agent:
                 continue
             if here != outbox.home:
                 outbox.home = here
+                self._declare(memory, here)
                 outbox.wake()
+
+    def _declare(self, memory: Memory, here: Home) -> None:
+        """Take in which mode each GPU should be in."""
+        indices = [gpu.index for gpu in memory.situation.gpus.values()]
+        memory.update(lambda now: known.declared(now, home.declared_modes(here, indices)))
 
 
 def _partitioned(situation: Situation) -> list[str]:

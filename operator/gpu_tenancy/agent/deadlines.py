@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from gpu_tenancy.agent import situation as known
-from gpu_tenancy.agent.situation import Held, Situation
-from gpu_tenancy.agent.steps import phase
+from gpu_tenancy.agent.situation import Fence, Held, Remedy, Situation
+from gpu_tenancy.agent.steps import mask_of, phase
 from gpu_tenancy.api.node import HandOverStepType, SlotState
 
 LIMITS: Final[Mapping[HandOverStepType, timedelta]] = {
@@ -30,13 +30,23 @@ kubelet needs on top; a scrub the start of a context on a GPU that has just been
 
 def due(situation: Situation, now: datetime) -> Situation:
     """The situation after whatever has come due by now."""
-    over = [fence for fence in situation.fences if fence.until is not None and fence.until <= now]
+    over = [fence for fence in situation.fences if _is_over(situation, fence, now)]
     if over:
         situation = known.lifted(situation, over)
     for device, held in situation.held.items():
         if is_late(situation, held, now):
             situation = known.overdue(situation, device)
     return situation
+
+
+def _is_over(situation: Situation, fence: Fence, now: datetime) -> bool:
+    """Its time has come, and nobody has a device behind it any more."""
+    if fence.remedy is not Remedy.TIME or fence.until is None or now < fence.until:
+        return False
+    return not any(
+        held.slot.gpu == fence.gpu and mask_of(situation, device) & fence.mask
+        for device, held in situation.held.items()
+    )
 
 
 def is_late(situation: Situation, held: Held, now: datetime) -> bool:

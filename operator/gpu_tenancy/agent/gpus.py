@@ -6,9 +6,9 @@ than on the event loop. This module imports no driver and does nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from gpu_tenancy.api.node import GpuMode
 
@@ -101,6 +101,25 @@ class Vitals:
     """Version of the GPU's firmware."""
 
 
+@dataclass(frozen=True, slots=True)
+class GpuEvent:
+    """What a GPU told of by itself: an Xid, or that it was lost."""
+
+    UNKNOWN: ClassVar[int] = 0xFFFFFFFF
+    """NVML's instance id of what cannot be attributed."""
+
+    gpu: str
+    """UUID of the GPU."""
+    xid: int = 0
+    """Number of the Xid; 0 where it is none."""
+    gpu_instance: int | None = None
+    """NVML id of the GPU instance it befell; None: of the whole GPU, or not known of which."""
+    compute_instance: int | None = None
+    """The same for the compute instance."""
+    lost: bool = False
+    """The GPU does not answer any more."""
+
+
 class GpuError(Exception):
     """A call to the driver failed; the message is a sentence that names GPU, call and remedy."""
 
@@ -156,6 +175,18 @@ class Gpus(Protocol):
 
     async def vitals(self, gpu: str) -> Vitals:
         """Examine a GPU."""
+        ...
+
+    async def set_mode(self, gpu: str, mode: GpuMode) -> bool:
+        """Ask for a mode, and say whether the GPU has it now; else it will after a reset. Nobody may be on the GPU."""
+        ...
+
+    async def reset(self, gpu: str) -> None:
+        """Reset this GPU and no other. Nobody may be on it. Raises GpuError where it is refused."""
+        ...
+
+    def events(self) -> AsyncIterator[GpuEvent]:
+        """What the GPUs tell of, from now on and without end; those of a lost GPU do not keep back the others'."""
         ...
 
     async def processes(self, device: str) -> Sequence[Process]:

@@ -6,11 +6,12 @@ Reads the one, creates the other; writes neither a Node nor a spec.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from gpu_tenancy.api.names import ANNOTATION_MIG_GPUS, LABEL_NODE
+from gpu_tenancy.api.node import GpuMode
 from gpu_tenancy.kube.client import KubeClient
 from gpu_tenancy.kube.errors import AlreadyExists
 from gpu_tenancy.kube.resources import GPU_NODES, NODES
@@ -40,6 +41,8 @@ class Home:
     """Name and UID."""
     mig_gpus: frozenset[int] = frozenset()
     """Indices of the GPUs that the Node declares to be in MIG mode."""
+    declares: bool = False
+    """The Node says in which modes its GPUs are to be; else whatever mode they are in is left alone."""
     mistake: str = ""
     """Why that declaration is not understood, as a sentence; empty where it is."""
 
@@ -54,13 +57,20 @@ def home_of(metadata: Mapping[str, Any]) -> Home:
     owner = Owner(metadata["name"], metadata["uid"])
     text = (metadata.get("annotations") or {}).get(ANNOTATION_MIG_GPUS, "")
     if not text.strip():
-        return Home(owner)
+        return Home(owner, declares=ANNOTATION_MIG_GPUS in (metadata.get("annotations") or {}))
     if not _INDICES.fullmatch(text):
         mistake = (
             f'annotation {ANNOTATION_MIG_GPUS}="{text}" of the Node is not understood; write GPU indices, e.g. "6,7"'
         )
         return Home(owner, mistake=mistake)
-    return Home(owner, frozenset(int(index) for index in text.split(",")))
+    return Home(owner, frozenset(int(index) for index in text.split(",")), declares=True)
+
+
+def declared_modes(here: Home, indices: Iterable[int]) -> Mapping[int, GpuMode]:
+    """Mode that the Node declares for each of these GPUs; none where it declares nothing, or nothing intelligible."""
+    if here.mistake or not here.declares:
+        return {}
+    return {index: GpuMode.MIG if index in here.mig_gpus else GpuMode.WHOLE for index in indices}
 
 
 async def ensure_gpu_node(client: KubeClient, owner: Owner) -> None:

@@ -19,14 +19,17 @@ from gpu_tenancy.agent.gpus import GpuError, Instance, Process
 from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
-from gpu_tenancy.agent.situation import Situation, claims_on
+from gpu_tenancy.agent.situation import WHOLE_GPU, Fence, Remedy, Situation, claims_on
 from gpu_tenancy.agent.steps import (
     Adopt,
+    Convert,
     Create,
     Destroy,
     Hardware,
+    Maintenance,
     Making,
     Prove,
+    ResetGpu,
     Restore,
     Scrub,
     Verify,
@@ -119,6 +122,8 @@ class Lanes:
                 await self._prove(subject, uuid, traces)
             case Destroy():
                 await self._destroy(step)
+            case ResetGpu() | Convert():
+                await self._maintain(step)
             case _:
                 await self._make(step)
 
@@ -242,6 +247,38 @@ class Lanes:
     async def _walk(self, gpu: str) -> None:
         instances = await self._gpus.instances(gpu)
         self._memory.update(lambda now: known.walked(now, gpu, instances))
+
+    # -------------------------------------------------------------------------------------------- a GPU as a whole
+
+    async def _maintain(self, step: Maintenance) -> None:
+        """Reset or convert a GPU once; where that is refused it is left alone until the node is rebooted."""
+        if found := await self._gpus.processes(step.gpu):
+            _log.info("GPU %s is in use by %s; it is looked at again.", step.gpu, _named(found))
+            self._rest(step.gpu, self._settings.retry_seconds, self._settings.retry_limit_seconds)
+            return
+        try:
+            if isinstance(step, ResetGpu):
+                await self._gpus.reset(step.gpu)
+            else:
+                await self._convert(step)
+        except GpuError as error:
+            _log.error("GPU %s is left alone until the node is rebooted: %s", step.gpu, error)
+            reason = f"{error}; reboot the node, or correct what its annotation declares"
+            fence = Fence(gpu=step.gpu, mask=WHOLE_GPU, reason=reason, remedy=Remedy.REBOOT)
+            self._memory.update(lambda here: known.fenced(here, fence))
+        else:
+            now = self._clock.now()
+            self._memory.update(lambda here: known.reset_done(here, step.gpu, now))
+        gpus = await self._gpus.list()
+        self._memory.update(lambda here: known.listed(here, gpus))
+
+    async def _convert(self, step: Convert) -> None:
+        """The mode that was asked for, read back; where it waits for a reset, a reset of this GPU alone."""
+        if not await self._gpus.set_mode(step.gpu, step.mode):
+            await self._gpus.reset(step.gpu)
+        modes = {gpu.uuid: gpu.mode for gpu in await self._gpus.list()}
+        if modes.get(step.gpu) is not step.mode:
+            raise GpuError(f"GPU {step.gpu} is not in mode {step.mode} though it was asked to and reset")
 
     # ----------------------------------------------------------------------------------------------------- patience
 

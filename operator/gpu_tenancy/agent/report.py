@@ -14,7 +14,7 @@ from gpu_tenancy.agent.home import Home, Owner
 from gpu_tenancy.agent.situation import WHOLE_GPU, Held, Shape, Situation
 from gpu_tenancy.agent.steps import foreign, instance_mask, intrusion, slices
 from gpu_tenancy.api.base import ConditionStatus, HolderKind
-from gpu_tenancy.api.names import ATTRIBUTE_HOLDER, DRIVER
+from gpu_tenancy.api.names import ANNOTATION_MIG_GPUS, ATTRIBUTE_HOLDER, DRIVER
 from gpu_tenancy.api.node import (
     Gpu,
     GpuMode,
@@ -97,10 +97,14 @@ def _undeclared(facts: GpuFacts, here: Home) -> str:
     wanted = GpuMode.MIG if facts.index in here.mig_gpus else GpuMode.WHOLE
     if here.mistake or facts.mode is wanted:
         return here.mistake
-    switch = "1" if wanted is GpuMode.MIG else "0"
+    if here.declares:
+        return (
+            f"GPU {facts.index} is in mode {facts.mode}, the Node declares {wanted}: it is converted once nothing is "
+            f"on it; or correct annotation {ANNOTATION_MIG_GPUS} of the Node"
+        )
     return (
-        f"GPU {facts.index} is in mode {facts.mode}, the Node declares {wanted}: drain the node and run "
-        f"nvidia-smi -i {facts.index} -mig {switch}, then reset the GPU or reboot; or correct the annotation"
+        f"GPU {facts.index} is in MIG mode, and the Node has no annotation {ANNOTATION_MIG_GPUS} that says whether it "
+        f"should be: add one, e.g. {facts.index}"
     )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Final, Self, TypeVar
 
 from gpu_tenancy.agent.gpus import GpuFacts, Instance, Vitals
 from gpu_tenancy.api.base import ApiModel, Holder, MicroTime
-from gpu_tenancy.api.node import HandOver, HandOverStep, HandOverStepType, Slot, SlotState
+from gpu_tenancy.api.node import GpuMode, HandOver, HandOverStep, HandOverStepType, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 
 K = TypeVar("K")
@@ -61,6 +62,17 @@ class Former(ApiModel):
     """When nothing was left of their device."""
 
 
+class Remedy(StrEnum):
+    """What ends a fence."""
+
+    TIME = "Time"
+    """Its time; nobody may be on it by then."""
+    RESET = "Reset"
+    """A reset of the GPU."""
+    REBOOT = "Reboot"
+    """A reboot of the node."""
+
+
 class Fence(ApiModel):
     """Memory slices of a GPU that are kept out of use."""
 
@@ -70,8 +82,10 @@ class Fence(ApiModel):
     """The slices, as bits."""
     reason: str
     """Why, as a sentence that names the remedy."""
+    remedy: Remedy = Remedy.TIME
+    """What ends it."""
     until: MicroTime | None = None
-    """When they are tried again; None: not before what the reason names was done."""
+    """When they are used again, where it is time that ends it."""
 
 
 class Held(ApiModel):
@@ -175,6 +189,10 @@ class Situation:
     """Who had which memory slice of which GPU last."""
     fences: tuple[Fence, ...] = ()
     """Where nothing is made or served for now."""
+    declared: Mapping[int, GpuMode] = field(default_factory=dict)
+    """Modes that the Node declares for its GPUs, by index; empty where it declares none."""
+    xids: Mapping[str, int] = field(default_factory=dict)
+    """Xid events that each GPU has told of since the agent began to listen."""
 
 
 def is_wanted(situation: Situation, held: Held) -> bool:
@@ -237,6 +255,11 @@ def listed(situation: Situation, gpus: Iterable[GpuFacts]) -> Situation:
 def facts_with(gpu: GpuFacts, *, healthy: bool, message: str) -> GpuFacts:
     """The same GPU in another state of health."""
     return replace(gpu, healthy=healthy, message=message)
+
+
+def declared(situation: Situation, modes: Mapping[int, GpuMode]) -> Situation:
+    """The Node declares these modes for its GPUs."""
+    return situation if modes == situation.declared else replace(situation, declared=modes)
 
 
 def walked(situation: Situation, gpu: str, instances: Iterable[Instance]) -> Situation:
@@ -358,6 +381,7 @@ def _evidence(situation: Situation, held: Held, vitals: Vitals, mask: int) -> Ha
         scrubbed_bytes=held.scrub.bytes if held.scrub else 0,
         samples=held.scrub.samples if held.scrub else 0,
         ecc_uncorrected=vitals.ecc_uncorrected,
+        xids=situation.xids.get(held.slot.gpu, 0),
         driver=vitals.driver,
         vbios=vitals.vbios,
     )
@@ -493,6 +517,26 @@ def fenced(situation: Situation, fence: Fence) -> Situation:
     return replace(situation, fences=(*others, fence))
 
 
+def condemned(situation: Situation, fence: Fence, devices: Iterable[str]) -> Situation:
+    """These slices are kept out of use, and the devices on them are no more what they were: none serves unscrubbed."""
+    for device in devices:
+        situation = _held(situation, situation.held[device].model_copy(update={"scrub": None, "hand_over": None}))
+    return fenced(situation, fence)
+
+
+def reset_done(situation: Situation, gpu: str, now: datetime) -> Situation:
+    """The GPU was reset: no instance is left, and what asked for a reset ends after a time of probation."""
+    fences = tuple(_on_probation(one, now) if one.gpu == gpu else one for one in situation.fences)
+    made = frozenset(one for one in situation.made if one.gpu != gpu)
+    return replace(walked(situation, gpu, ()), fences=fences, made=made)
+
+
+def _on_probation(fence: Fence, now: datetime) -> Fence:
+    if fence.remedy is Remedy.TIME:
+        return fence
+    return fence.model_copy(update={"remedy": Remedy.TIME, "until": now + PROBATION})
+
+
 def lifted(situation: Situation, fences: Collection[Fence]) -> Situation:
     """These fences are gone."""
     return replace(situation, fences=tuple(one for one in situation.fences if one not in fences))
@@ -509,7 +553,8 @@ def fence_around(situation: Situation, gpu: str, mask: int) -> Fence | None:
 def rebooted(situation: Situation, now: datetime) -> Situation:
     """After a reboot no claim is prepared, no instance exists and nothing was handed to anybody yet."""
     held = {device: Held(slot=one.slot, since=now) for device, one in situation.held.items()}
-    return replace(situation, held=held, made=frozenset(), prepared={})
+    fences = tuple(_on_probation(one, now) for one in situation.fences)
+    return replace(situation, held=held, made=frozenset(), prepared={}, fences=fences)
 
 
 def resumed(

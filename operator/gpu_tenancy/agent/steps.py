@@ -23,6 +23,7 @@ from gpu_tenancy.agent.situation import (
     WHOLE_GPU,
     Held,
     PreparedClaim,
+    Remedy,
     Situation,
     claims_on,
     instance_of,
@@ -160,9 +161,28 @@ class Forget:
 
 Bookkeeping: TypeAlias = Accept | Drain | Await | Fail | Remake | Forget
 """Steps that change nothing outside the agent's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResetGpu:
+    """Reset the GPU, on which nothing is: a fence asks for it."""
+
+    gpu: str
+
+
+@dataclass(frozen=True, slots=True)
+class Convert:
+    """Bring the GPU, on which nothing is, into the mode that its Node declares; what to make on it comes after."""
+
+    gpu: str
+    mode: GpuMode
+
+
+Maintenance: TypeAlias = ResetGpu | Convert
+"""Steps on a GPU on which nothing is."""
 Making: TypeAlias = Restore | Create | Adopt | Scrub | Verify
 """Steps that make a device."""
-Hardware: TypeAlias = Prove | Destroy | Making
+Hardware: TypeAlias = Prove | Destroy | Making | Maintenance
 """Steps on hardware; one at a time in each lane."""
 Announcement: TypeAlias = Withdraw | Store | Publish
 """Steps on the API server; one write may carry several."""
@@ -215,7 +235,7 @@ def noted(situation: Situation, step: Bookkeeping, now: datetime) -> Situation:
 def lane_of(step: Hardware) -> str:
     """What the step has for itself while it is under way: its GPU, by UUID; a scrub has only its device, by name."""
     match step:
-        case Prove(gpu=gpu):
+        case Prove(gpu=gpu) | ResetGpu(gpu=gpu) | Convert(gpu=gpu):
             return gpu
         case Destroy(instance=instance):
             return instance.gpu
@@ -228,7 +248,9 @@ def lane_of(step: Hardware) -> str:
 
 
 def subject_of(step: Hardware) -> str:
-    """Name of the device that the step is about, or what an orphaned instance is called."""
+    """Name of the device that the step is about, or what an orphaned instance is called, or the GPU's UUID."""
+    if isinstance(step, Maintenance):
+        return step.gpu
     return step.subject if isinstance(step, Prove | Destroy) else step.slot.device
 
 
@@ -270,9 +292,31 @@ def _steps_on(situation: Situation, gpu: str, held_here: Sequence[Held]) -> Iter
         yield from _make(situation, held)
     if situation.instances.get(gpu):
         yield from _orphans(situation, gpu, held_here)
-    for device, slot in situation.wanted.items():
-        if slot.gpu == gpu and device not in situation.held:
-            yield Accept(slot)
+    accepted = [slot for device, slot in situation.wanted.items() if slot.gpu == gpu and device not in situation.held]
+    yield from map(Accept, accepted)
+    if (facts := situation.gpus.get(gpu)) is not None:
+        yield from _maintain(situation, facts)
+
+
+def _maintain(situation: Situation, gpu: GpuFacts) -> Iterator[Step]:
+    """What is done to a GPU as a whole: only while nothing is on it, wanted or not, ours or not."""
+    if not gpu.healthy or gpu.uuid in situation.resting or _is_occupied(situation, gpu):
+        return
+    fences = [one for one in situation.fences if one.gpu == gpu.uuid]
+    if any(one.remedy is Remedy.REBOOT for one in fences):
+        return
+    if any(one.remedy is Remedy.RESET for one in fences):
+        yield ResetGpu(gpu.uuid)
+    elif (mode := situation.declared.get(gpu.index, gpu.mode)) is not gpu.mode:
+        yield Convert(gpu.uuid, mode)
+
+
+def _is_occupied(situation: Situation, gpu: GpuFacts) -> bool:
+    """Something is on the GPU, or will be, or it is not known what is."""
+    if gpu.mode is GpuMode.MIG and (gpu.uuid not in situation.instances or situation.instances[gpu.uuid]):
+        return True
+    slots = (*situation.wanted.values(), *(held.slot for held in situation.held.values()))
+    return any(slot.gpu == gpu.uuid for slot in slots)
 
 
 def _rank(held: Held) -> tuple[bool, int, str]:

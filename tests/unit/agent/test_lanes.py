@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,14 @@ import pytest
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent import steps
 from gpu_tenancy.agent.deadlines import due
-from gpu_tenancy.agent.gpus import Instance
+from gpu_tenancy.agent.gpus import GpuEvent, Instance
+from gpu_tenancy.agent.health import learnt
 from gpu_tenancy.agent.lanes import Lanes
 from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
-from gpu_tenancy.agent.situation import Made, PreparedClaim, PreparedDevice, Situation
-from gpu_tenancy.api.node import HandOverStepType, Slot, SlotState
+from gpu_tenancy.agent.situation import PROBATION, Made, PreparedClaim, PreparedDevice, Remedy, Situation
+from gpu_tenancy.api.node import GpuMode, HandOverStepType, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 from tests.fakes.clock import FakeClock
 from tests.fakes.gpus import FakeGpus, Faults
@@ -429,5 +430,80 @@ def test_a_gpu_with_a_row_to_be_remapped_serves_nobody() -> None:
         bench.specify(slot)
         await bench.clock.until(bench.are(SlotState.FAILED, slot))
         assert "a memory row waits to be remapped; reset the GPU" in bench.message(slot)
+
+    play(story)
+
+
+def declare(bench: Bench, index: int, mode: GpuMode) -> None:
+    """The Node declares another mode for a GPU."""
+    bench.memory.update(lambda now: known.declared(now, {index: mode}))
+
+
+def test_a_gpu_on_which_nothing_is_takes_the_declared_mode_by_a_reset_of_it_alone() -> None:
+    async def story(bench: Bench) -> None:
+        beside = bench.slot(5, "3g.40gb")
+        bench.specify(beside)
+        await bench.clock.until(bench.are(SlotState.READY, beside))
+        declare(bench, 0, GpuMode.MIG)
+        await bench.clock.until(lambda: bench.memory.situation.gpus[bench.gpus.uuids[0]].mode is GpuMode.MIG)
+        assert [call for call in bench.gpus.calls if call[0] == "reset"] == [("reset", "0")]
+        slot = bench.slot(0, "1g.10gb", 6)
+        bench.specify(beside, slot)
+        await bench.clock.until(bench.are(SlotState.READY, slot, beside))
+
+    play(story)
+
+
+def test_a_gpu_that_somebody_has_is_not_converted_under_them() -> None:
+    async def story(bench: Bench) -> None:
+        slot = bench.slot(0, FULL)
+        bench.specify(slot)
+        await bench.clock.until(bench.are(SlotState.READY, slot))
+        declare(bench, 0, GpuMode.MIG)
+        await bench.clock.pass_by(60)
+        assert bench.state(slot) is SlotState.READY
+        bench.specify()
+        await bench.clock.until(lambda: bench.memory.situation.gpus[slot.gpu].mode is GpuMode.MIG)
+
+    play(story)
+
+
+def test_a_reset_that_is_refused_quarantines_that_gpu_and_is_not_repeated() -> None:
+    async def story(bench: Bench) -> None:
+        bench.gpus.fail(0, Faults(reset_refused=True))
+        bench.specify()
+        declare(bench, 0, GpuMode.MIG)
+        await bench.clock.until(lambda: bool(bench.memory.situation.fences))
+        (fence,) = bench.memory.situation.fences
+        assert fence.reason == (
+            "GPU 0 was not reset: Resetting GPU 0 is not supported.; "
+            "reboot the node, or correct what its annotation declares"
+        )
+        bench.gpus.fail(0, Faults())
+        beside = bench.slot(1, FULL)
+        bench.specify(beside)
+        await bench.clock.until(bench.are(SlotState.READY, beside))
+        await bench.clock.pass_by(600)
+        assert not [call for call in bench.gpus.calls if call[0] == "reset"]
+
+    play(story)
+
+
+def test_a_gpu_whose_error_asks_for_a_reset_is_reset_once_nobody_is_on_it() -> None:
+    async def story(bench: Bench) -> None:
+        slot = bench.slot(4, "3g.40gb")
+        bench.specify(slot)
+        await bench.clock.until(bench.are(SlotState.READY, slot))
+        bench.memory.learn(learnt(bench.memory.situation, GpuEvent(slot.gpu, 95), bench.clock.now()))
+        await bench.clock.until(bench.are(SlotState.FAILED, slot))
+        assert ("reset", "4") not in bench.gpus.calls
+        bench.specify()
+        await bench.clock.until(lambda: ("reset", "4") in bench.gpus.calls)
+        await bench.clock.pass_by(1)
+        (fence,) = bench.memory.situation.fences
+        assert (fence.remedy, fence.until) == (
+            Remedy.TIME,
+            pytest.approx(bench.clock.now() + PROBATION, abs=timedelta(seconds=3)),
+        )
 
     play(story)

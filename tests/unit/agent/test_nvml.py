@@ -19,7 +19,7 @@ import pytest
 
 from gpu_tenancy.agent import nvml
 from gpu_tenancy.agent.gpus import GpuError, GpuLost, InsufficientResources, InUse
-from gpu_tenancy.agent.nvml import NvmlGpus, model_name
+from gpu_tenancy.agent.nvml import NvmlGpus, calls, model_name
 from gpu_tenancy.api.node import GpuMode
 from gpu_tenancy.mig.profiles import of_model
 from tests.nvsim.library import library
@@ -256,7 +256,7 @@ def test_a_stale_handle_is_not_taken_for_no_instances(gpus: NvmlGpus, node: Node
 
 def test_a_profile_that_is_not_listed_is_a_sentence(gpus: NvmlGpus, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run(gpus.create(uuid_of(1), "3g.40gb", 4))
-    monkeypatch.setattr(nvml, "_profiles", lambda _: iter(()))
+    monkeypatch.setattr(calls, "profiles_of", lambda _: iter(()))
     with pytest.raises(GpuError, match="which its GPU does not list"):
         run(asyncio.wait_for(gpus.destroy(made), 5))
 
@@ -276,7 +276,7 @@ def test_cores_per_multiprocessor_hang_on_the_minor_number_too(
 ) -> None:
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCudaComputeCapability", lambda _: list(capability))
     monkeypatch.setattr(pynvml, "nvmlDeviceGetNumGpuCores", lambda _: cores)
-    assert nvml._multiprocessors(None) == count
+    assert calls.multiprocessors_of(None) == count
 
 
 def test_without_privileges_a_sentence_says_what_to_do(gpus: NvmlGpus, node: Node) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gpu_tenancy.agent import report, steps
 from gpu_tenancy.agent import situation as known
-from gpu_tenancy.agent.home import Home, Owner, home_of
+from gpu_tenancy.agent.home import Home, Owner, declared_modes, home_of
 from gpu_tenancy.agent.situation import Situation
 from gpu_tenancy.api.base import ConditionStatus
 from gpu_tenancy.api.node import GpuMode, GpuNodeStatus, NodeReason, Slot, SlotState
@@ -18,7 +18,7 @@ from tests.unit.agent.world import EPOCH, MIG_GPU, WHOLE, World, instance, slot
 
 ALL = list(range(8))
 
-HOME = Home(Owner("n1", "node-uid"), frozenset({0}))
+HOME = Home(Owner("n1", "node-uid"), frozenset({0}), declares=True)
 LEASED, MINED = slot(MIG_GPU, "3g.40gb", 4, 1), slot(WHOLE, FULL, 0, 2)
 
 
@@ -65,28 +65,25 @@ def test_a_node_without_gpus_says_so() -> None:
     assert status_of(Situation()).conditions[0].reason is NodeReason.NO_GPUS
 
 
-@pytest.mark.parametrize(
-    ("index", "mode", "sentence"),
-    [
-        (
-            0,
-            GpuMode.WHOLE,
-            "GPU 0 is in mode Whole, the Node declares MIG: drain the node and run nvidia-smi -i 0 -mig 1",
-        ),
-        (
-            1,
-            GpuMode.MIG,
-            "GPU 1 is in mode MIG, the Node declares Whole: drain the node and run nvidia-smi -i 1 -mig 0",
-        ),
-    ],
-)
-def test_a_gpu_whose_mode_is_not_the_declared_one_is_not_planned_on(index: int, mode: GpuMode, sentence: str) -> None:
-    world = World()
+def with_mode(world: World, index: int, mode: GpuMode) -> Situation:
     gpus = [replace(gpu, mode=mode) if gpu.index == index else gpu for gpu in world.agent.gpus.values()]
-    told = {one.index: one for one in status_of(known.listed(world.agent, gpus)).gpus}
-    assert told[index].message.startswith(sentence)
-    assert [told[number].fenced for number in (0, 1)] == [ALL if number == index else [] for number in (0, 1)]
+    return known.listed(world.agent, gpus)
+
+
+def test_a_gpu_whose_mode_is_not_the_declared_one_is_not_planned_on() -> None:
+    situation = with_mode(World(), 0, GpuMode.WHOLE)
+    told = {one.index: one for one in status_of(situation).gpus}
+    assert told[0].message.startswith("GPU 0 is in mode Whole, the Node declares MIG: it is converted once nothing is")
+    assert [told[number].fenced for number in (0, 1)] == [ALL, []]
     assert {one.healthy for one in told.values()} == {True}
+
+
+def test_a_gpu_in_mig_mode_of_a_node_that_declares_nothing_is_left_alone_and_not_planned_on() -> None:
+    here = home_of({"name": "n1", "uid": "u"})
+    told = {one.index: one for one in report.status(World().agent, "boot-1", here, None, EPOCH).gpus}
+    assert "has no annotation gpu-tenancy.dev/mig-gpus that says whether it should be" in told[0].message
+    assert told[0].fenced == ALL
+    assert declared_modes(here, [0, 1]) == {}
 
 
 def test_a_strangers_instance_fences_its_own_slices_and_no_others() -> None:

@@ -10,6 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent import steps
+from gpu_tenancy.agent.deadlines import due
+from gpu_tenancy.agent.gpus import GpuEvent
+from gpu_tenancy.agent.health import learnt
 from gpu_tenancy.api.node import GpuMode, Slot, SlotState
 from gpu_tenancy.mig.layout import Placement, layouts
 from gpu_tenancy.mig.profiles import FULL
@@ -387,6 +390,8 @@ class AnyOrder(RuleBasedStateMachine):
             self.node_reboots,
             self.gpunode_is_made_anew,
             self.gpu_health_changes,
+            self.gpu_tells_of_an_xid,
+            self.time_heals,
             self.somebody_replaces_an_instance,
         )
         data.draw(st.sampled_from(mishaps))(data)
@@ -414,6 +419,20 @@ class AnyOrder(RuleBasedStateMachine):
         del data
         self.world.in_status.clear()
         self.world.agent = known.unstored(self.world.agent)
+
+    def gpu_tells_of_an_xid(self, data: st.DataObject) -> None:
+        gpu = data.draw(st.sampled_from([MIG_GPU, WHOLE]))
+        there = [one.gpu_instance for one in self.world.hardware.values() if one.gpu == gpu]
+        where = data.draw(st.sampled_from([None, *sorted(there)]))
+        event = GpuEvent(gpu, data.draw(st.sampled_from([31, 94, 95, 48])), where)
+        self.world.agent = learnt(self.world.agent, event, self.world.now)
+        self.world.disk = self.world.agent
+
+    def time_heals(self, data: st.DataObject) -> None:
+        del data
+        self.world.now += known.PROBATION
+        self.world.agent = due(self.world.agent, self.world.now)
+        self.world.disk = self.world.agent
 
     def gpu_health_changes(self, data: st.DataObject) -> None:
         sick = data.draw(st.booleans())
@@ -494,7 +513,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Whatever happened: once everybody lets go, the node is as its spec says, and rests there."""
         self.world.evict_strangers()
         healthy = [known.facts_with(gpu, healthy=True, message="") for gpu in self.world.agent.gpus.values()]
-        self.world.agent = known.listed(self.world.agent, healthy)
+        self.world.agent = known.lifted(known.listed(self.world.agent, healthy), self.world.agent.fences)
         self.world.settle()
         wanted = self.world.agent.wanted
         assert self.world.in_slice == set(wanted) == set(self.world.agent.held)

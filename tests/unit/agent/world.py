@@ -152,8 +152,20 @@ class World:
                 assert there.uuid not in self.processes, "destroyed an instance with a process on it"
                 del self.hardware[there.uuid]
                 self.agent = known.destroyed(self.agent, subject, there, self.now)
+            case steps.ResetGpu(gpu=gpu):
+                self._assert_empty(gpu)
+                self.agent = known.reset_done(self.agent, gpu, self.now)
+            case steps.Convert(gpu=gpu, mode=mode):
+                self._assert_empty(gpu)
+                facts = [replace(one, mode=mode) if one.uuid == gpu else one for one in self.agent.gpus.values()]
+                self.agent = known.reset_done(known.listed(self.agent, facts), gpu, self.now)
             case _:
                 self._make(step)
+
+    def _assert_empty(self, gpu: str) -> None:
+        assert gpu not in self.processes, "a GPU was reset under a process"
+        assert not [one for one in self.hardware.values() if one.gpu == gpu], "a GPU was reset with instances on it"
+        assert not [one for one in self.in_slice if self.agent.held[one].slot.gpu == gpu], "reset while in the slice"
 
     def _make(self, step: Making) -> None:
         wanted = step.slot

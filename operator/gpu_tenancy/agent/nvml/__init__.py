@@ -1,4 +1,4 @@
-"""The GPUs of a node through NVML: the `Gpus` Protocol on real calls. The only module that imports pynvml.
+"""The GPUs of a node through NVML: the `Gpus` Protocol on real calls. The only package that imports pynvml.
 
 NVML's calls block, for seconds at times, and on a broken GPU for ever: each GPU has a thread for what is asked about it
 and one for its facts, so that a call that hangs hangs alone. Instances are found by walking GPU instances, because one
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
-from ctypes import byref, c_uint
+from contextlib import asynccontextmanager, suppress
+from ctypes import byref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,37 +25,36 @@ from weakref import WeakKeyDictionary
 
 import pynvml
 
-from gpu_tenancy.agent.gpus import (
-    GpuError,
-    GpuFacts,
-    GpuLost,
-    Instance,
-    InsufficientResources,
-    InUse,
-    Process,
-    Vitals,
+from gpu_tenancy.agent.gpus import GpuError, GpuEvent, GpuFacts, Instance, Process, Vitals
+from gpu_tenancy.agent.nvml import examine
+from gpu_tenancy.agent.nvml.calls import (
+    COMPUTE_PROFILES,
+    compute_instance_of,
+    device_handle,
+    gpu_handle,
+    gpu_instances_of,
+    mode_of,
+    multiprocessors_of,
+    placements_of,
+    profile_name,
+    profile_of,
+    profiles_of,
+    sentences,
+    uuid_of,
 )
+from gpu_tenancy.agent.nvml.events import Watch
 from gpu_tenancy.api.node import GpuMode
 
 T = TypeVar("T")
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+RESET_SECONDS: Final = 120.0
+"""How long a reset may take."""
+_TURN: Final = 0.02
 ANSWER_SECONDS: Final = 10.0
 """How long a GPU may take to say what it is before it is listed as not healthy."""
-CORES_PER_MULTIPROCESSOR: Final = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128}
-"""By compute capability, the minor number included: 8.0 and 8.6 differ (CUDA C++ Programming Guide, 16.1)."""
-COMPUTE_PROFILES: Final = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}
-"""NVML_COMPUTE_INSTANCE_PROFILE_* by compute slices."""
 CONTROL_NODES: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 """Device nodes that every user of a GPU needs beside its own."""
-RECOVERY_ACTIONS: Final = {
-    0: "",
-    1: "reset the GPU",
-    2: "reboot the node",
-    3: "drain the GPU and its NVLink peers",
-    4: "drain the GPU and reset it",
-}
-"""nvmlDeviceGpuRecoveryAction_t."""
 _CAPABILITY: Final = re.compile(r"^gpu(\d+)/gi(\d+)/(?:ci(\d+)/)?access (\d+)$", re.MULTILINE)
 
 
@@ -92,19 +92,24 @@ class _Worker:
 class NvmlGpus:
     """The GPUs of this node. Made by `open`; `close` lets NVML go."""
 
-    def __init__(self, boot_id: Path = BOOT_ID, root: Path = Path("/")) -> None:
-        """`root`: where the host's /dev and /proc are found."""
+    def __init__(self, boot_id: Path = BOOT_ID, root: Path = Path("/"), nvidia_smi: str = "nvidia-smi") -> None:
+        """`root`: where the host's /dev and /proc are found; `nvidia_smi`: the command that resets a GPU."""
         self._boot_id = boot_id
         self._root = root
+        self._nvidia_smi = nvidia_smi
+        self._tell: Callable[[GpuEvent], None] | None = None
+        self._under_way = 0
+        self._closed = False
         self._threads: dict[str, _Worker] = {}
         self._known: dict[int, GpuFacts] = {}
         self._asked: dict[int, Future[GpuFacts]] = {}
         self._listing: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self._owners: dict[str, str] = {}
         self._halved: set[tuple[str, int, str]] = set()
+        self._watches: dict[str, Watch] = {}
 
     @classmethod
-    def open(cls, boot_id: Path = BOOT_ID, root: Path = Path("/")) -> NvmlGpus:
+    def open(cls, boot_id: Path = BOOT_ID, root: Path = Path("/"), nvidia_smi: str = "nvidia-smi") -> NvmlGpus:
         """Initialise NVML. Raises GpuError where there is no library or no driver."""
         try:
             pynvml.nvmlInit()
@@ -112,10 +117,11 @@ class NvmlGpus:
             raise GpuError("there is no libnvidia-ml.so.1; install NVIDIA's driver, or mount it into the pod") from None
         except pynvml.NVMLError as error:
             raise GpuError(f"NVML cannot be initialised: {error}; is NVIDIA's kernel module loaded?") from None
-        return cls(boot_id, root)
+        return cls(boot_id, root, nvidia_smi)
 
     def close(self) -> None:
         """Let NVML go; calls that hang are left alone."""
+        self._stop_watching()
         for thread in self._threads.values():
             thread.end()
         pynvml.nvmlShutdown()
@@ -129,9 +135,10 @@ class NvmlGpus:
     async def list(self) -> Sequence[GpuFacts]:
         """Every GPU; one that is lost or does not answer is not healthy, and said as it was when it still did."""
         async with self._listing.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-            with _sentences("the GPUs of this node"):
+            with sentences("the GPUs of this node"):
                 count = await self._in_thread("list", pynvml.nvmlDeviceGetCount)
-            await asyncio.to_thread(wait, self._ask(count), ANSWER_SECONDS)
+            async with self._calling():
+                await asyncio.to_thread(wait, self._ask(count), ANSWER_SECONDS)
             return [facts for index in range(count) if (facts := self._answer(index)) is not None]
 
     async def instances(self, gpu: str) -> Sequence[Instance]:
@@ -153,16 +160,108 @@ class NvmlGpus:
 
     async def restore(self, gpu: str) -> Sequence[str]:
         """Clocks, power limit, compute mode and persistence mode as they are by default."""
-        return await self._in_thread(gpu, lambda: _restore(gpu))
+        return await self._in_thread(gpu, lambda: examine.restore(gpu))
 
     async def vitals(self, gpu: str) -> Vitals:
         """What can be read of the GPU; what it does not tell is None."""
-        return await self._in_thread(gpu, lambda: _vitals(gpu))
+        return await self._in_thread(gpu, lambda: examine.vitals(gpu))
 
     async def processes(self, device: str) -> Sequence[Process]:
         """Processes on a GPU or a MIG device."""
         gpu = self._owners.get(device) or await self._in_thread("devices", lambda: self._gpu_of(device))
         return [] if gpu is None else await self._in_thread(gpu, lambda: self._processes(device))
+
+    async def events(self) -> AsyncIterator[GpuEvent]:
+        """What the GPUs tell of, each watched by a thread of its own: one that is lost makes no other mute."""
+        told: asyncio.Queue[GpuEvent] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(event: GpuEvent) -> None:
+            with suppress(RuntimeError):  # The loop has ended: nobody listens any more.
+                loop.call_soon_threadsafe(told.put_nowait, event)
+
+        gpus = [gpu.uuid for gpu in await self.list()]
+        self._tell = tell
+        self._watch(gpus)
+        while True:
+            yield await told.get()
+
+    # -------------------------------------------------------------------------------------------- a GPU as a whole
+
+    async def set_mode(self, gpu: str, mode: GpuMode) -> bool:
+        """Ask for the mode and read both modes back: the call says that all is well where a mode stays pending."""
+        return await self._in_thread(gpu, lambda: _set_mode(gpu, mode))
+
+    async def reset(self, gpu: str) -> None:
+        """NVML resets no GPU: nvidia-smi does, and only while nobody has NVML open, this process included."""
+        async with self._alone(gpu):
+            await asyncio.to_thread(self._reset, gpu)
+
+    def _reset(self, gpu: str) -> None:
+        with sentences(f"GPU {gpu}"), suppress(pynvml.NVMLError_NotSupported):
+            # Persistence mode keeps the device open; the next hand-over turns it on again.
+            pynvml.nvmlDeviceSetPersistenceMode(gpu_handle(gpu), pynvml.NVML_FEATURE_DISABLED)
+        watched = self._stop_watching()
+        pynvml.nvmlShutdown()
+        try:
+            self._run_reset(gpu)
+        finally:
+            with sentences("NVML after a reset"):
+                pynvml.nvmlInit()
+            self._halved = {one for one in self._halved if one[0] != gpu}
+            self._watch(watched)
+
+    def _run_reset(self, gpu: str) -> None:
+        command = [self._nvidia_smi, "--gpu-reset", "-i", gpu]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=RESET_SECONDS, check=False)  # noqa: S603
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise GpuError(f"GPU {gpu} was not reset: {error}") from None
+        if done.returncode != 0:
+            said = " ".join((done.stdout + done.stderr).split()) or f"exit code {done.returncode}"
+            raise GpuError(f"GPU {gpu} was not reset: {said}")
+
+    def _watch(self, gpus: Sequence[str]) -> None:
+        if self._tell is not None:
+            self._watches = {gpu: Watch(gpu, self._tell) for gpu in gpus}
+
+    def _stop_watching(self) -> Sequence[str]:
+        """UUIDs of the GPUs that were watched."""
+        for watch in self._watches.values():
+            watch.stop()
+        for watch in self._watches.values():
+            watch.join()
+        watched, self._watches = tuple(self._watches), {}
+        return watched
+
+    @asynccontextmanager
+    async def _calling(self) -> AsyncIterator[None]:
+        """A call is under way; none begins while NVML is closed for a reset. One that does is rare, and callers may be
+        on several event loops: they look again, instead of being told."""
+        while self._closed:  # noqa: ASYNC110
+            await asyncio.sleep(_TURN)
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+    @asynccontextmanager
+    async def _alone(self, gpu: str) -> AsyncIterator[None]:
+        """No call is under way. Raises GpuError where one does not end."""
+        while self._closed:  # noqa: ASYNC110
+            await asyncio.sleep(_TURN)
+        self._closed = True
+        try:
+            patience = ANSWER_SECONDS
+            while self._under_way or any(not asked.done() for asked in self._asked.values()):
+                if patience <= 0:
+                    raise GpuError(f"GPU {gpu} cannot be reset while a call on some GPU of the node hangs")
+                await asyncio.sleep(_TURN)
+                patience -= _TURN
+            yield
+        finally:
+            self._closed = False
 
     # ------------------------------------------------------------------------------------------------------- threads
 
@@ -172,21 +271,22 @@ class NvmlGpus:
         return self._threads[name]
 
     async def _in_thread(self, name: str, call: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._thread(name).submit(call))
+        async with self._calling():
+            return await asyncio.wrap_future(self._thread(name).submit(call))
 
     # --------------------------------------------------------------------------------------------------------- facts
 
     def _facts(self, index: int) -> GpuFacts:
-        with _sentences(f"GPU {index}"):
+        with sentences(f"GPU {index}"):
             device = pynvml.nvmlDeviceGetHandleByIndex(index)
             return GpuFacts(
                 index=index,
                 uuid=pynvml.nvmlDeviceGetUUID(device),
                 model=model_name(pynvml.nvmlDeviceGetName(device)),
                 memory_mib=pynvml.nvmlDeviceGetMemoryInfo(device).total >> 20,
-                multiprocessors=_multiprocessors(device),
+                multiprocessors=multiprocessors_of(device),
                 pci_bus_id=pynvml.nvmlDeviceGetPciInfo(device).busIdLegacy.lower(),
-                mode=_mode(device),
+                mode=mode_of(device),
                 nodes=self._existing(f"/dev/nvidia{pynvml.nvmlDeviceGetMinorNumber(device)}", *CONTROL_NODES),
             )
 
@@ -224,28 +324,28 @@ class NvmlGpus:
     # ----------------------------------------------------------------------------------------------------- instances
 
     def _instances(self, gpu: str) -> Sequence[Instance]:
-        with _sentences(f"GPU {gpu}"):
-            device = _device(gpu)
-            if _mode(device) is not GpuMode.MIG:
+        with sentences(f"GPU {gpu}"):
+            device = gpu_handle(gpu)
+            if mode_of(device) is not GpuMode.MIG:
                 return []
             found = [
                 self._instance(gpu, device, info, instance)
-                for info in _profiles(device)
-                for instance in _instances_of(device, info)
+                for info in profiles_of(device)
+                for instance in gpu_instances_of(device, info)
             ]
             return sorted(found, key=lambda one: one.start)
 
     def _instance(self, gpu: str, device: Any, info: Any, handle: Any) -> Instance:  # noqa: ANN401  (pynvml is untyped)
         at = pynvml.nvmlGpuInstanceGetInfo(handle)
-        compute, _ = _compute_instance(handle, info.sliceCount)
+        compute, _ = compute_instance_of(handle, info.sliceCount)
         made = pynvml.nvmlComputeInstanceGetInfo(compute) if compute is not None else None
         minor = pynvml.nvmlDeviceGetMinorNumber(device)
         return Instance(
             gpu=gpu,
-            profile=_profile_name(info),
+            profile=profile_name(info),
             start=at.placement.start,
             size=at.placement.size,
-            uuid=_uuid(compute) if made else "",
+            uuid=uuid_of(compute) if made else "",
             gpu_instance=at.id,
             compute_instance=made.id if made else None,
             memory_mib=info.memorySizeMB,
@@ -265,12 +365,12 @@ class NvmlGpus:
         return self._existing(f"/dev/nvidia{minor}", *capabilities, *CONTROL_NODES)
 
     def _create(self, gpu: str, profile: str, start: int) -> Instance:
-        with _sentences(f"MIG instance {profile} at memory slice {start} of GPU {gpu}"):
-            device = _device(gpu)
-            if _mode(device) is not GpuMode.MIG:
+        with sentences(f"MIG instance {profile} at memory slice {start} of GPU {gpu}"):
+            device = gpu_handle(gpu)
+            if mode_of(device) is not GpuMode.MIG:
                 raise GpuError(f"GPU {gpu} is not in MIG mode; instances exist in MIG mode only")
-            info = next((one for one in _profiles(device) if _profile_name(one) == profile), None)
-            place = next((one for one in _placements(device, info) if one.start == start), None) if info else None
+            info = next((one for one in profiles_of(device) if profile_name(one) == profile), None)
+            place = next((one for one in placements_of(device, info) if one.start == start), None) if info else None
             if info is None or place is None:
                 raise GpuError(f"GPU {gpu} has no placement {profile} at memory slice {start}; ask for a legal one")
             made = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement(device, info.id, byref(place))
@@ -287,8 +387,8 @@ class NvmlGpus:
 
     def _destroy(self, instance: Instance) -> None:
         where = f"MIG instance {instance.profile} at memory slice {instance.start} of GPU {instance.gpu}"
-        with _sentences(where):
-            device = _device(instance.gpu)
+        with sentences(where):
+            device = gpu_handle(instance.gpu)
             try:
                 handle = pynvml.nvmlDeviceGetGpuInstanceById(device, instance.gpu_instance)
             except (pynvml.NVMLError_NotFound, pynvml.NVMLError_NotSupported):
@@ -296,11 +396,11 @@ class NvmlGpus:
             if not self._is_at(device, handle, instance):
                 return  # Another one has got the id of the one that is gone.
             halved = (instance.gpu, instance.gpu_instance, instance.uuid)
-            compute, whole = _compute_instance(handle, _profile_of(device, handle).sliceCount)
+            compute, whole = compute_instance_of(handle, profile_of(device, handle).sliceCount)
             if compute is None and instance.uuid and halved not in self._halved:
                 return  # An orphan that somebody else is about to fill.
             if compute is not None:
-                if _uuid(compute) != instance.uuid:
+                if uuid_of(compute) != instance.uuid:
                     return
                 if not whole:
                     raise GpuError(f"{where}: somebody else divided it; destroy its compute instances by hand")
@@ -312,14 +412,14 @@ class NvmlGpus:
     def _is_at(self, device: Any, handle: Any, instance: Instance) -> bool:  # noqa: ANN401
         """Whether a GPU instance has the profile and the place of an instance; an id alone is given anew."""
         start: int = pynvml.nvmlGpuInstanceGetInfo(handle).placement.start
-        return (_profile_name(_profile_of(device, handle)), start) == (instance.profile, instance.start)
+        return (profile_name(profile_of(device, handle)), start) == (instance.profile, instance.start)
 
     # ----------------------------------------------------------------------------------------------------- processes
 
     def _gpu_of(self, device: str) -> str | None:
         """UUID of the GPU of a device; None where there is no such device."""
-        with _sentences(f"device {device}"):
-            handle = _any_device(device)
+        with sentences(f"device {device}"):
+            handle = device_handle(device)
             if handle is None:
                 return None
             if pynvml.nvmlDeviceIsMigDeviceHandle(handle):
@@ -328,8 +428,8 @@ class NvmlGpus:
             return uuid
 
     def _processes(self, device: str) -> Sequence[Process]:
-        with _sentences(f"device {device}"):
-            handle = _any_device(device)
+        with sentences(f"device {device}"):
+            handle = device_handle(device)
             if handle is None:
                 return []
             pids = {
@@ -350,204 +450,16 @@ class NvmlGpus:
             return ""
 
 
+def _set_mode(gpu: str, mode: GpuMode) -> bool:
+    wanted = int(mode is GpuMode.MIG)
+    with sentences(f"mode {mode} of GPU {gpu}"):
+        pynvml.nvmlDeviceSetMigMode(gpu_handle(gpu), wanted)
+        current, pending = pynvml.nvmlDeviceGetMigMode(gpu_handle(gpu))  # A change of mode makes handles void.
+        if pending != wanted:
+            raise GpuError(f"GPU {gpu} does not take mode {mode}; its driver may run in a virtual machine")
+        return bool(current == wanted)
+
+
 def model_name(name: str) -> str:
     """NVML's name as the project has it: without the vendor, and without spaces, e.g. ``A100-80GB-PCIe``."""
     return name.removeprefix("NVIDIA ").replace(" ", "-")
-
-
-# --- NVML's calls, one idea each --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _sentences(subject: str) -> Iterator[None]:
-    """NVML's errors as ours, each a sentence with what to do."""
-    try:
-        yield
-    except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired) as error:
-        raise GpuLost(f"{subject}: {error}; reset the GPU or reboot the node") from None
-    except pynvml.NVMLError_InUse as error:
-        raise InUse(f"{subject}: {error}; stop what uses it, DCGM among others, or try again") from None
-    except pynvml.NVMLError_InsufficientResources as error:
-        raise InsufficientResources(f"{subject}: {error}; list what is there and try again") from None
-    except pynvml.NVMLError_NoPermission as error:
-        raise GpuError(f"{subject}: {error}; the agent must run as root in a privileged pod") from None
-    except pynvml.NVMLError as error:
-        raise GpuError(f"{subject}: {error}; it is tried again") from None
-
-
-def _device(uuid: str) -> Any:  # noqa: ANN401
-    """Handle of a GPU, fetched anew each time: a change of mode makes older ones void."""
-    try:
-        return pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    except pynvml.NVMLError_NotFound:
-        raise GpuLost(f"there is no GPU {uuid} on this node") from None
-
-
-def _any_device(uuid: str) -> Any | None:  # noqa: ANN401
-    """Handle of a GPU or a MIG device; None for a MIG device that is gone, as they go, while GPUs stay."""
-    if uuid.startswith("GPU-"):
-        return _device(uuid)
-    try:
-        return pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    except pynvml.NVMLError_NotFound:
-        return None
-
-
-def _restore(gpu: str) -> Sequence[str]:
-    """Put settings of a GPU back that a holder may have been given: what a later one must not inherit."""
-    changes = []
-    with _sentences(f"settings of GPU {gpu}"):
-        device = _device(gpu)
-        limit, default = _limits(device)
-        if limit is not None and default is not None and limit != default:
-            pynvml.nvmlDeviceSetPowerManagementLimit(device, default)
-            changes.append(f"power limit from {limit // 1000} to {default // 1000} W")
-        mode = pynvml.nvmlDeviceGetComputeMode(device)
-        if mode != pynvml.NVML_COMPUTEMODE_DEFAULT:
-            pynvml.nvmlDeviceSetComputeMode(device, pynvml.NVML_COMPUTEMODE_DEFAULT)
-            changes.append(f"compute mode from {mode} to the default")
-        # NVML does not say whether clocks are locked: they are unlocked in any case.
-        for unlock in (
-            pynvml.nvmlDeviceResetGpuLockedClocks,
-            pynvml.nvmlDeviceResetMemoryLockedClocks,
-            pynvml.nvmlDeviceResetApplicationsClocks,
-        ):
-            _where_known(unlock, device)
-        if _where_known(pynvml.nvmlDeviceGetPersistenceMode, device) == pynvml.NVML_FEATURE_DISABLED:
-            pynvml.nvmlDeviceSetPersistenceMode(device, pynvml.NVML_FEATURE_ENABLED)
-            changes.append("persistence mode on")
-    return changes
-
-
-def _vitals(gpu: str) -> Vitals:
-    with _sentences(f"GPU {gpu}"):
-        device = _device(gpu)
-        limit, default = _limits(device)
-        remapped = _where_known(pynvml.nvmlDeviceGetRemappedRows, device)
-        return Vitals(
-            ecc_uncorrected=_where_known(
-                pynvml.nvmlDeviceGetTotalEccErrors,
-                device,
-                pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-                pynvml.NVML_VOLATILE_ECC,
-            ),
-            remap_pending=bool(remapped[2]) if remapped else None,
-            remap_failed=bool(remapped[3]) if remapped else None,
-            recovery_action=_recovery_action(device),
-            power_limit_mw=limit,
-            default_power_limit_mw=default,
-            pcie_width=_where_known(pynvml.nvmlDeviceGetCurrPcieLinkWidth, device),
-            max_pcie_width=_where_known(pynvml.nvmlDeviceGetMaxPcieLinkWidth, device),
-            driver=pynvml.nvmlSystemGetDriverVersion(),
-            vbios=_where_known(pynvml.nvmlDeviceGetVbiosVersion, device) or "",
-        )
-
-
-def _limits(device: Any) -> tuple[int | None, int | None]:  # noqa: ANN401
-    """Enforced and default power limit in mW; None where the GPU has none."""
-    return (
-        _where_known(pynvml.nvmlDeviceGetEnforcedPowerLimit, device),
-        _where_known(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, device),
-    )
-
-
-def _recovery_action(device: Any) -> str:  # noqa: ANN401
-    """What the driver asks for; empty where nothing, and of older drivers, which do not say."""
-    fields = _where_known(pynvml.nvmlDeviceGetFieldValues, device, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
-    if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
-        return ""
-    return RECOVERY_ACTIONS.get(fields[0].value.uiVal, f"do what its recovery action {fields[0].value.uiVal} means")
-
-
-def _where_known(ask: Callable[..., Any], *arguments: Any) -> Any | None:  # noqa: ANN401
-    """The answer to a question; None where GPU or driver do not know it."""
-    try:
-        return ask(*arguments)
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound, pynvml.NVMLError_InvalidArgument):
-        return None
-
-
-def _mode(device: Any) -> GpuMode:  # noqa: ANN401
-    try:
-        current, _ = pynvml.nvmlDeviceGetMigMode(device)
-    except pynvml.NVMLError_NotSupported:
-        return GpuMode.WHOLE  # No MIG on this model.
-    return GpuMode.MIG if current else GpuMode.WHOLE
-
-
-def _multiprocessors(device: Any) -> int:  # noqa: ANN401
-    capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(device))
-    cores: int = pynvml.nvmlDeviceGetNumGpuCores(device)
-    return cores // CORES_PER_MULTIPROCESSOR.get(capability, 128)
-
-
-def _profiles(device: Any) -> Iterator[Any]:  # noqa: ANN401
-    """GPU instance profiles that the GPU has."""
-    for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
-        try:
-            yield pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, number)
-        except pynvml.NVMLError_NotSupported:
-            continue
-        except pynvml.NVMLError_InvalidArgument:
-            if number == 0:
-                raise  # Every driver knows the first: it is the handle that is stale.
-            break  # An older driver knows fewer.
-
-
-def _profile_name(info: Any) -> str:  # noqa: ANN401
-    name: str = info.name
-    return name.removeprefix("MIG ")
-
-
-def _profile_of(device: Any, instance: Any) -> Any:  # noqa: ANN401
-    """Profile of a GPU instance."""
-    number = pynvml.nvmlGpuInstanceGetInfo(instance).profileId
-    found = next((one for one in _profiles(device) if one.id == number), None)
-    if found is None:
-        raise GpuError(f"a GPU instance has profile {number}, which its GPU does not list; update NVIDIA's driver")
-    return found
-
-
-def _placements(device: Any, info: Any) -> Sequence[Any]:  # noqa: ANN401
-    """All legal placements of a profile, not the free ones."""
-    count = c_uint()
-    pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(device, info.id, None, byref(count))
-    found = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
-    pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(device, info.id, found, byref(count))
-    return tuple(found[: count.value])
-
-
-def _instances_of(device: Any, info: Any) -> Sequence[Any]:  # noqa: ANN401
-    found, count = (pynvml.c_nvmlGpuInstance_t * info.instanceCount)(), c_uint()
-    pynvml.nvmlDeviceGetGpuInstances(device, info.id, found, byref(count))
-    return tuple(found[: count.value])
-
-
-def _uuid(compute: Any) -> str:  # noqa: ANN401
-    """UUID of the MIG device that a compute instance makes."""
-    uuid: str = pynvml.nvmlDeviceGetUUID(pynvml.nvmlComputeInstanceGetInfo(compute).device)
-    return uuid
-
-
-def _compute_instance(instance: Any, slices: int) -> tuple[Any | None, bool]:  # noqa: ANN401
-    """The compute instance that has all of a GPU instance, or else the first of those that share it, and which it is.
-
-    The project makes none that share; somebody else's are told of, so that their processes are seen.
-    """
-    full = COMPUTE_PROFILES[slices]
-    found = _compute_instances(instance, full)
-    if found:
-        return found[0], True
-    for number in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
-        with suppress(pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument):
-            if number != full and (found := _compute_instances(instance, number)):
-                return found[0], False
-    return None, False
-
-
-def _compute_instances(instance: Any, number: int) -> Sequence[Any]:  # noqa: ANN401
-    """Compute instances of one NVML_COMPUTE_INSTANCE_PROFILE_*."""
-    info = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(instance, number, 0)
-    found, count = (pynvml.c_nvmlComputeInstance_t * info.instanceCount)(), c_uint()
-    pynvml.nvmlGpuInstanceGetComputeInstances(instance, info.id, found, byref(count))
-    return tuple(found[: count.value])

@@ -1,0 +1,90 @@
+"""What a GPU is examined for between two holders, and which of its settings go back. Blocking.
+
+Sources: NVML API reference; NVIDIA GPU Memory Error Management.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pynvml
+
+from gpu_tenancy.agent.gpus import Vitals
+from gpu_tenancy.agent.nvml.calls import gpu_handle, sentences, where_known
+
+RECOVERY_ACTIONS: Final = {
+    0: "",
+    1: "reset the GPU",
+    2: "reboot the node",
+    3: "drain the GPU and its NVLink peers",
+    4: "drain the GPU and reset it",
+}
+"""nvmlDeviceGpuRecoveryAction_t."""
+
+
+def restore(gpu: str) -> Sequence[str]:
+    """Put settings of a GPU back that a holder may have been given: what a later one must not inherit."""
+    changes = []
+    with sentences(f"settings of GPU {gpu}"):
+        device = gpu_handle(gpu)
+        limit, default = _limits(device)
+        if limit is not None and default is not None and limit != default:
+            pynvml.nvmlDeviceSetPowerManagementLimit(device, default)
+            changes.append(f"power limit from {limit // 1000} to {default // 1000} W")
+        mode = pynvml.nvmlDeviceGetComputeMode(device)
+        if mode != pynvml.NVML_COMPUTEMODE_DEFAULT:
+            pynvml.nvmlDeviceSetComputeMode(device, pynvml.NVML_COMPUTEMODE_DEFAULT)
+            changes.append(f"compute mode from {mode} to the default")
+        # NVML does not say whether clocks are locked: they are unlocked in any case.
+        for unlock in (
+            pynvml.nvmlDeviceResetGpuLockedClocks,
+            pynvml.nvmlDeviceResetMemoryLockedClocks,
+            pynvml.nvmlDeviceResetApplicationsClocks,
+        ):
+            where_known(unlock, device)
+        if where_known(pynvml.nvmlDeviceGetPersistenceMode, device) == pynvml.NVML_FEATURE_DISABLED:
+            pynvml.nvmlDeviceSetPersistenceMode(device, pynvml.NVML_FEATURE_ENABLED)
+            changes.append("persistence mode on")
+    return changes
+
+
+def vitals(gpu: str) -> Vitals:
+    """What the GPU says of itself; what it does not tell is None."""
+    with sentences(f"GPU {gpu}"):
+        device = gpu_handle(gpu)
+        limit, default = _limits(device)
+        remapped = where_known(pynvml.nvmlDeviceGetRemappedRows, device)
+        return Vitals(
+            ecc_uncorrected=where_known(
+                pynvml.nvmlDeviceGetTotalEccErrors,
+                device,
+                pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+                pynvml.NVML_VOLATILE_ECC,
+            ),
+            remap_pending=bool(remapped[2]) if remapped else None,
+            remap_failed=bool(remapped[3]) if remapped else None,
+            recovery_action=_recovery_action(device),
+            power_limit_mw=limit,
+            default_power_limit_mw=default,
+            pcie_width=where_known(pynvml.nvmlDeviceGetCurrPcieLinkWidth, device),
+            max_pcie_width=where_known(pynvml.nvmlDeviceGetMaxPcieLinkWidth, device),
+            driver=pynvml.nvmlSystemGetDriverVersion(),
+            vbios=where_known(pynvml.nvmlDeviceGetVbiosVersion, device) or "",
+        )
+
+
+def _limits(device: Any) -> tuple[int | None, int | None]:  # noqa: ANN401
+    """Enforced and default power limit in mW; None where the GPU has none."""
+    return (
+        where_known(pynvml.nvmlDeviceGetEnforcedPowerLimit, device),
+        where_known(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, device),
+    )
+
+
+def _recovery_action(device: Any) -> str:  # noqa: ANN401
+    """What the driver asks for; empty where nothing, and of older drivers, which do not say."""
+    fields = where_known(pynvml.nvmlDeviceGetFieldValues, device, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
+        return ""
+    return RECOVERY_ACTIONS.get(fields[0].value.uiVal, f"do what its recovery action {fields[0].value.uiVal} means")
