@@ -1,4 +1,4 @@
-"""Command line: `gpu-tenancy operator`, `gpu-tenancy crds`. Parses arguments and starts things; nothing else."""
+"""Command line: `gpu-tenancy operator`, `agent`, `crds`. Parses arguments and starts things; nothing else."""
 
 from __future__ import annotations
 
@@ -36,6 +36,32 @@ def operator(path: Path | None, kubeconfig: str | None, host: str | None, port: 
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     asyncio.run(run(settings))
+
+
+@main.command()
+@click.option("--node", envvar="NODE_NAME", required=True, help="Name of the Node; in a pod, spec.nodeName.")
+@click.option("--settings", "path", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file.")
+@click.option("--kubeconfig", help="Kubeconfig; absent: the pod's service account, else ~/.kube/config.")
+@click.option("--host", help="Address of /metrics, /healthz and /readyz.")
+@click.option("--port", type=int, help="Port of /metrics, /healthz and /readyz.")
+@click.option(
+    "--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), show_default=True
+)
+def agent(
+    node: str, path: Path | None, kubeconfig: str | None, host: str | None, port: int | None, log_level: str
+) -> None:
+    """Run the agent of a GPU node until it is told to stop: as root, with NVIDIA's driver."""
+    from gpu_tenancy.agent.checkpoint import UnreadableCheckpoint  # noqa: PLC0415  (the others need no driver)
+    from gpu_tenancy.agent.gpus import GpuError  # noqa: PLC0415
+    from gpu_tenancy.agent.run import run  # noqa: PLC0415
+    from gpu_tenancy.agent.settings import AgentSettings  # noqa: PLC0415
+
+    logging.basicConfig(level=log_level, format=LOG_FORMAT)
+    try:
+        settings = AgentSettings.load(path, kubeconfig=kubeconfig, host=host, port=port)
+        asyncio.run(run(node, settings))
+    except* (ValueError, GpuError, UnreadableCheckpoint) as group:
+        raise click.ClickException("; ".join(str(error) for error in group.exceptions)) from group
 
 
 @main.command()

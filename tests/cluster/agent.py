@@ -94,7 +94,7 @@ async def _run(
     nodes: tuple[str, ...], kubeconfig: str, folders: _Folders, hardware: _Hardware, template: AgentSettings
 ) -> None:
     async with KubeClient.connect(kubeconfig, user_agent="gpu-tenancy-agent") as client:
-        here = await asyncio.gather(*(home.read(client, node) for node in nodes))
+        here = await asyncio.gather(*(home.Reader(client, node, template).read() for node in nodes))
         seats = {
             one.owner.name: Seat(
                 machine(hardware.gpus(one.owner.name, one.mig_gpus, folders.hardware(one.owner.name))),

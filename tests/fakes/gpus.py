@@ -26,6 +26,7 @@ from gpu_tenancy.agent.gpus import (
     InsufficientResources,
     InUse,
     Process,
+    Telemetry,
     Vitals,
 )
 from gpu_tenancy.api.base import ApiModel
@@ -214,6 +215,14 @@ class FakeGpus:
                 driver=DRIVER_VERSION,
                 vbios="92.00.81.00.06",
             )
+
+    async def telemetry(self, gpu: str) -> Telemetry:
+        """An idle A100."""
+        index = self._index(gpu)
+        with self._alone(index):
+            self._check(index)
+            devices = [one.uuid for one in self.hardware.instances if one.gpu == index] or [gpu]
+            return Telemetry(52_000, 1_000_000, 33, dict.fromkeys(devices, 3 << 20))
 
     async def events(self) -> AsyncIterator[GpuEvent]:
         """What tests let the GPUs tell of."""

@@ -27,8 +27,9 @@ from gpu_tenancy.api.node import NodeReason
 from gpu_tenancy.api.pool import PoolReason
 from gpu_tenancy.api.pricebook import BookReason
 from gpu_tenancy.api.usage import UsageRecord
+from gpu_tenancy.configuration import ENVIRONMENT_PREFIX
 from gpu_tenancy.controller.metrics import Metrics
-from gpu_tenancy.controller.settings import ENVIRONMENT_PREFIX, Settings
+from gpu_tenancy.controller.settings import Settings
 from gpu_tenancy.core import ledger
 
 ROOT: Final = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any, Final, ParamSpec, TypeVar
 
 import msgspec
@@ -30,10 +30,10 @@ from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.outbox import Outbox
 from gpu_tenancy.agent.report import slice_name
-from gpu_tenancy.agent.settings import AgentSettings
+from gpu_tenancy.agent.settings import AdoptForeign, AgentSettings
 from gpu_tenancy.agent.situation import Situation
 from gpu_tenancy.agent.steps import scrubs_to_come
-from gpu_tenancy.api.node import GpuMode, GpuNodeSpec
+from gpu_tenancy.api.node import GpuMode, GpuNodeSpec, HandOver
 from gpu_tenancy.kube.client import KubeClient
 from gpu_tenancy.kube.errors import KubeError
 from gpu_tenancy.kube.resources import GPU_NODES, RESOURCE_SLICES
@@ -75,6 +75,8 @@ class Seat:
     settings: AgentSettings
     driver: Mapping[str, Any] = field(default_factory=dict)
     """CDI container edits (`driver`)."""
+    on_hand_over: Callable[[HandOver], None] = lambda _: None
+    """Told of every device that was made ready."""
 
 
 async def run_agents(seats: Mapping[str, Seat], client: KubeClient, clock: Clock | None = None) -> None:
@@ -94,8 +96,22 @@ class Agent:
         self._gpus = seat.machine.gpus
         self._settings = seat.settings
         self._files = ClaimFiles(seat.settings, seat.driver)
+        self._home = home.Reader(client, node, seat.settings)
+        self._on_hand_over = seat.on_hand_over
         self._clock = clock
         self._scrubs_expected = 0
+        self._memory: Memory | None = None
+
+    @property
+    def situation(self) -> Situation:
+        """What it knows; nothing before it has begun."""
+        return self._memory.situation if self._memory is not None else Situation()
+
+    def unready(self) -> str:
+        """Why it cannot serve yet, as a sentence; empty where it can."""
+        if self._memory is None:
+            return "the agent waits for the API server, or for another agent of this node to end"
+        return "" if self._memory.situation.generation else "the agent has not read its GpuNode yet"
 
     async def run(self) -> None:
         """Be the agent of this node until cancelled.
@@ -103,10 +119,10 @@ class Agent:
         Raises UnreadableCheckpoint, or GpuError where the driver does not even list the GPUs.
         """
         with await self._lock():
-            memory = await self._remember()
-            here = await self._persist(home.read, self._client, self._node)
+            memory = self._memory = await self._remember()
+            here = await self._persist(self._home.read)
             await self._persist(home.ensure_gpu_node, self._client, here.owner)
-            outbox = Outbox(self._client, memory, here, self._clock, self._settings)
+            outbox = Outbox(self._client, memory, (self._home, here), self._clock, self._settings)
             self._declare(memory, here)
             await self._persist(outbox.resume)
             async with asyncio.TaskGroup() as tasks:
@@ -127,7 +143,8 @@ class Agent:
         if saved.boot_id != boot_id:
             situation = known.rebooted(situation, self._clock.now())
         situation = known.listed(situation, await self._list(known.sound(situation)))
-        return Memory(self._settings.checkpoint, boot_id, situation, self._clock)
+        destroys = self._settings.adopt_foreign is AdoptForeign.DESTROY
+        return Memory(self._settings.checkpoint, boot_id, replace(situation, destroys_foreign=destroys), self._clock)
 
     async def _persist(self, call: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call until the API server has answered: without it there is nothing to do."""
@@ -141,7 +158,7 @@ class Agent:
 
     async def _work(self, memory: Memory, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
         """Start everything; the order matters: nothing is taken away before the spec was read."""
-        lanes = Lanes(memory, self._machine, self._clock, self._settings, tasks)
+        lanes = Lanes(memory, self._machine, self._clock, self._settings, tasks, self._on_hand_over)
         await self._first_look(memory, lanes, tasks)
         tasks.create_task(heartbeat.beat(self._client, lambda: outbox.home.owner, self._clock, self._settings))
         await self._watch(memory, outbox, tasks)
@@ -255,7 +272,7 @@ class Agent:
 
     async def _gpu_node_anew(self, memory: Memory, outbox: Outbox) -> None:
         """The GpuNode goes with its Node: whatever is made again belongs to the Node as it is now, or it goes too."""
-        here = await self._persist(home.read, self._client, self._node)
+        here = await self._persist(self._home.read)
         outbox.home = here
         self._declare(memory, here)
         await self._persist(home.ensure_gpu_node, self._client, here.owner)
@@ -266,7 +283,7 @@ class Agent:
         while True:
             await self._clock.sleep(self._settings.node_seconds)
             try:
-                here: Home = await home.read(self._client, self._node)
+                here: Home = await self._home.read()
             except KubeError as error:
                 _log.warning("Node %s could not be read: %s", self._node, error)
                 continue

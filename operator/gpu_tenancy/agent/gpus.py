@@ -6,8 +6,8 @@ than on the event loop. This module imports no driver and does nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from gpu_tenancy.api.node import GpuMode
@@ -102,6 +102,20 @@ class Vitals:
 
 
 @dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What a GPU measures, for watching; None where it does not."""
+
+    power_mw: int | None = None
+    """Power in mW, as it is drawn now."""
+    energy_mj: int | None = None
+    """Energy in mJ since the driver was loaded."""
+    celsius: int | None = None
+    """Temperature of the chip."""
+    memory_used: Mapping[str, int] = field(default_factory=dict)
+    """Bytes in use by UUID of the device: the whole GPU, or each of its MIG devices."""
+
+
+@dataclass(frozen=True, slots=True)
 class GpuEvent:
     """What a GPU told of by itself: an Xid, or that it was lost."""
 
@@ -183,6 +197,10 @@ class Gpus(Protocol):
 
     async def reset(self, gpu: str) -> None:
         """Reset this GPU and no other. Nobody may be on it. Raises GpuError where it is refused."""
+        ...
+
+    async def telemetry(self, gpu: str) -> Telemetry:
+        """What a GPU measures now."""
         ...
 
     def events(self) -> AsyncIterator[GpuEvent]:

@@ -1,15 +1,19 @@
 """The Node that the agent lives on, and the GpuNode that it keeps beside it.
 
-Reads the one, creates the other; writes neither a Node nor a spec.
+Reads the one, and who else hands out its GPUs; creates the other. Writes neither a Node nor a spec.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from gpu_tenancy.agent.conflict import conflicts
+from gpu_tenancy.agent.runtime import default_runtime
+from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.api.names import ANNOTATION_MIG_GPUS, LABEL_NODE
 from gpu_tenancy.api.node import GpuMode
 from gpu_tenancy.kube.client import KubeClient
@@ -45,11 +49,33 @@ class Home:
     """The Node says in which modes its GPUs are to be; else whatever mode they are in is left alone."""
     mistake: str = ""
     """Why that declaration is not understood, as a sentence; empty where it is."""
+    conflicts: tuple[str, ...] = ()
+    """Who else hands out the GPUs of the node, a sentence for each."""
 
 
-async def read(client: KubeClient, node: str) -> Home:
-    """The Node as it is now. Raises KubeError."""
-    return home_of((await client.get(NODES, node))["metadata"])
+class Reader:
+    """Reads the Node of one agent, and who else is at work on it."""
+
+    def __init__(self, client: KubeClient, node: str, settings: AgentSettings) -> None:
+        self._client = client
+        self._node = node
+        self._registry = settings.registration_socket.parent
+        self._runtime_socket = settings.runtime_socket
+
+    async def read(self) -> Home:
+        """The Node as it is now. Raises KubeError."""
+        node = await self._client.get(NODES, self._node)
+        found = conflicts(
+            node["metadata"].get("labels") or {},
+            node.get("status", {}).get("allocatable") or {},
+            await asyncio.to_thread(self._plugins),
+            await default_runtime(self._runtime_socket),
+        )
+        return replace(home_of(node["metadata"]), conflicts=tuple(found))
+
+    def _plugins(self) -> Collection[str]:
+        """Names of the DRA drivers that have a socket in kubelet's registry."""
+        return {path.name.removesuffix("-reg.sock") for path in self._registry.glob("*-reg.sock")}
 
 
 def home_of(metadata: Mapping[str, Any]) -> Home:

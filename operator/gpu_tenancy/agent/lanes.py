@@ -38,7 +38,7 @@ from gpu_tenancy.agent.steps import (
     subject_of,
 )
 from gpu_tenancy.agent.vetting import objection
-from gpu_tenancy.api.node import Slot, SlotState
+from gpu_tenancy.api.node import HandOver, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 
 _log = logging.getLogger(__name__)
@@ -51,8 +51,15 @@ class Lanes:
     """The lanes of one node. Its tasks belong to the TaskGroup it is given."""
 
     def __init__(
-        self, memory: Memory, machine: Machine, clock: Clock, settings: AgentSettings, tasks: asyncio.TaskGroup
+        self,
+        memory: Memory,
+        machine: Machine,
+        clock: Clock,
+        settings: AgentSettings,
+        tasks: asyncio.TaskGroup,
+        on_hand_over: Callable[[HandOver], None] = lambda _: None,
     ) -> None:
+        """`on_hand_over` is told of every device that was made ready for a holder."""
         self._memory = memory
         self._gpus = machine.gpus
         self._scrubber = machine.scrubber
@@ -60,6 +67,7 @@ class Lanes:
         self._clock = clock
         self._settings = settings
         self._tasks = tasks
+        self._on_hand_over = on_hand_over
         self._busy: dict[str, asyncio.Lock] = {}
         self._running: set[str] = set()
         self._failures: dict[str, int] = {}
@@ -236,7 +244,11 @@ class Lanes:
         if (wrong := objection(vitals)) is not None:
             raise GpuError(f"GPU {slot.gpu} is not fit for {slot.device}: {wrong}")
         mask = mask_of(self._memory.situation, slot.device) if slot.device in self._memory.situation.held else 0
+        again = held.hand_over is not None
         self._advance(slot, lambda here, now: known.made_ready(here, slot.device, vitals, mask, now))
+        made = self._memory.situation.held.get(slot.device)
+        if made is not None and made.hand_over is not None and not again:
+            self._on_hand_over(made.hand_over)
 
     def _advance(self, slot: Slot, transition: Callable[[Situation, datetime], Situation]) -> None:
         """A step is done; of a device that the spec has dropped meanwhile nobody wants to know."""

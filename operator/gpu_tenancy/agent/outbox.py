@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from gpu_tenancy.agent import home, report
+from gpu_tenancy.agent import report
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.clock import Clock
-from gpu_tenancy.agent.home import Home, Owner
+from gpu_tenancy.agent.home import Home, Owner, Reader
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.agent.steps import slice_next
@@ -29,15 +29,19 @@ _log = logging.getLogger(__name__)
 
 FIELD_MANAGER: Final = "gpu-tenancy-agent"
 """Owner of what the agent says in GpuNode.status: conditions of others stay as they are."""
+OWN_CONDITIONS: Final = (NodeConditionType.READY, NodeConditionType.CONFLICT)
+"""Conditions of a GpuNode that the agent writes."""
 _LONGEST_PAUSE: Final = 10.0
 
 
 class Outbox:
     """Writes for one node. `wake` after every change of the situation; `run` never ends but by cancellation."""
 
-    def __init__(self, client: KubeClient, memory: Memory, here: Home, clock: Clock, settings: AgentSettings) -> None:
-        self.home = here
-        """The Node as it was last read."""
+    def __init__(
+        self, client: KubeClient, memory: Memory, here: tuple[Reader, Home], clock: Clock, settings: AgentSettings
+    ) -> None:
+        """`here`: who reads the Node, and the Node as it is."""
+        self._reader, self.home = here
         self._client = client
         self._memory = memory
         self._clock = clock
@@ -129,7 +133,7 @@ class Outbox:
     async def _put_slice(self, there: Object | None, devices: list[dict[str, Any]]) -> Object:
         if there is None:
             # A slice vanishes with its Node: made for the former one it would be collected again at once.
-            self.home = await home.read(self._client, self.home.owner.name)
+            self.home = await self._reader.read()
         generation = 1 if there is None else int(there["spec"]["pool"]["generation"]) + 1
         body = report.resource_slice(self.home.owner, devices, generation)
         if there is None:
@@ -172,7 +176,7 @@ def _parse(status: object) -> GpuNodeStatus | None:
         whole = GpuNodeStatus.model_validate(status)
     except ValueError:
         return None
-    own = [condition for condition in whole.conditions if condition.type is NodeConditionType.READY]
+    own = [condition for condition in whole.conditions if condition.type in OWN_CONDITIONS]
     return whole.model_copy(update={"conditions": own})
 
 

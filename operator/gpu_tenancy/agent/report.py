@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from gpu_tenancy.agent.gpus import GpuFacts
 from gpu_tenancy.agent.home import Home, Owner
@@ -47,7 +47,10 @@ def status(
         boot_id=boot_id,
         gpus=gpus,
         slots=slots,
-        conditions=[_ready(gpus, slots, situation.generation, before, now)],
+        conditions=[
+            _condition(NodeConditionType.READY, _verdict(gpus, slots), situation.generation, before, now),
+            _condition(NodeConditionType.CONFLICT, _ownership(here), situation.generation, before, now),
+        ],
     )
 
 
@@ -87,6 +90,7 @@ def _fences(situation: Situation, facts: GpuFacts, here: Home) -> list[tuple[int
         if held.slot.gpu == facts.uuid and _is_quarantined(held)
     ]
     fences += [(instance_mask(one), intrusion(facts, one)) for one in foreign(situation, facts.uuid)]
+    fences += [(WHOLE_GPU, conflict) for conflict in here.conflicts]
     if undeclared := _undeclared(facts, here):
         fences.append((WHOLE_GPU, undeclared))
     return fences
@@ -128,13 +132,17 @@ def _slot(held: Held) -> ObservedSlot:
     )
 
 
-def _ready(
-    gpus: list[Gpu], slots: list[ObservedSlot], generation: int, before: GpuNodeStatus | None, now: datetime
+Verdict: TypeAlias = tuple[ConditionStatus, NodeReason, str]
+"""Status, reason and message of a condition."""
+
+
+def _condition(
+    kind: NodeConditionType, verdict: Verdict, generation: int, before: GpuNodeStatus | None, now: datetime
 ) -> NodeCondition:
-    truth, reason, message = _verdict(gpus, slots)
-    known = next((one for one in (before or GpuNodeStatus()).conditions if one.type is NodeConditionType.READY), None)
+    truth, reason, message = verdict
+    known = next((one for one in (before or GpuNodeStatus()).conditions if one.type is kind), None)
     return NodeCondition(
-        type=NodeConditionType.READY,
+        type=kind,
         status=truth,
         reason=reason,
         message=message[:CONDITION_LIMIT],
@@ -143,7 +151,13 @@ def _ready(
     )
 
 
-def _verdict(gpus: list[Gpu], slots: list[ObservedSlot]) -> tuple[ConditionStatus, NodeReason, str]:
+def _ownership(here: Home) -> Verdict:
+    if here.conflicts:
+        return ConditionStatus.TRUE, NodeReason.OTHER_OWNER, "; ".join(here.conflicts)
+    return ConditionStatus.FALSE, NodeReason.SOLE_OWNER, "nobody else hands out the GPUs of this node"
+
+
+def _verdict(gpus: list[Gpu], slots: list[ObservedSlot]) -> Verdict:
     if not gpus:
         return ConditionStatus.FALSE, NodeReason.NO_GPUS, "the driver lists no GPU on this node"
     faults = [one.message for one in gpus if one.fenced or not one.healthy]

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gpu_tenancy.api.names import DRIVER, SYSTEM_NAMESPACE
+from gpu_tenancy.configuration import Configuration
 
 
-class AgentSettings(BaseModel):
+class AdoptForeign(StrEnum):
+    """What is done about MIG instances that the agent did not create."""
+
+    REPORT = "Report"
+    """They are named in GpuNode.status and left alone; nothing is planned where they lie."""
+    DESTROY = "Destroy"
+    """They are destroyed once no process uses them."""
+
+
+class AgentSettings(Configuration):
     """Everything about an agent that is not its node's name. Times are in seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
+    kubeconfig: str | None = None
+    """Path of a kubeconfig; absent: the pod's service account, else ~/.kube/config."""
+    host: str = "0.0.0.0"  # noqa: S104  (the node's own address)
+    """Address of /metrics, /healthz and /readyz."""
+    port: int = Field(default=8081, ge=0, le=65535)
+    """Their port; 0: any free one."""
+    driver_root: Path = Path("/")
+    """Folder under which the agent finds the `dev` and `proc` of NVIDIA's driver."""
+    driver_cdi: Path | None = None
+    """File with the CDI container edits that every container with a GPU needs of the driver, as JSON; absent: asked of
+    nvidia-ctk, once for each driver version."""
+    nvidia_ctk: str = "nvidia-ctk"
+    """Command of NVIDIA's container toolkit."""
+    nvidia_smi: str = "nvidia-smi"
+    """Command that resets a GPU."""
+    runtime_socket: Path = Path("/run/containerd/containerd.sock")
+    """Socket of the container runtime, which is asked what its default runtime is."""
+    adopt_foreign: AdoptForeign = AdoptForeign.REPORT
+    """What is done about MIG instances that the agent did not create: Report or Destroy."""
     kubelet_root: Path = Path("/var/lib/kubelet")
     """kubelet's folder: the agent's sockets go into its `plugins` and `plugins_registry`."""
     cdi_root: Path = Path("/var/run/cdi")

@@ -189,6 +189,8 @@ class Situation:
     """Who had which memory slice of which GPU last."""
     fences: tuple[Fence, ...] = ()
     """Where nothing is made or served for now."""
+    destroys_foreign: bool = False
+    """Instances that the agent did not create are destroyed like orphans of its own."""
     declared: Mapping[int, GpuMode] = field(default_factory=dict)
     """Modes that the Node declares for its GPUs, by index; empty where it declares none."""
     xids: Mapping[str, int] = field(default_factory=dict)

@@ -427,7 +427,8 @@ def _orphans(situation: Situation, gpu: str, held_here: Sequence[Held]) -> Itera
     explained = [instance_of(situation, held) for held in held_here]
     for instance in situation.instances.get(gpu, ()):
         subject = orphan(instance)
-        if instance in explained or not is_own(situation, instance) or subject in situation.resting:
+        ours = situation.destroys_foreign or is_own(situation, instance)
+        if instance in explained or not ours or subject in situation.resting:
             continue
         if instance.uuid and subject not in situation.proven:
             yield Prove(subject, gpu, instance.uuid)

@@ -62,9 +62,10 @@ class HandOverStepType(StrEnum):
 
 
 class NodeConditionType(StrEnum):
-    """Conditions of a GpuNode: `Ready` is the agent's, `AgentSilent` the operator's."""
+    """Conditions of a GpuNode: `Ready` and `Conflict` are the agent's, `AgentSilent` the operator's."""
 
     READY = "Ready"
+    CONFLICT = "Conflict"
     AGENT_SILENT = "AgentSilent"
 
 
@@ -75,6 +76,8 @@ class NodeReason(StrEnum):
     WORKING = "Working"
     NO_GPUS = "NoGpus"
     DEVICE_FAILED = "DeviceFailed"
+    SOLE_OWNER = "SoleOwner"
+    OTHER_OWNER = "OtherOwner"
     HEARTBEAT_MISSED = "HeartbeatMissed"
 
 
@@ -221,7 +224,7 @@ class NodeCondition(ApiModel):
     """metav1.Condition of a node."""
 
     type: NodeConditionType
-    """Ready, or AgentSilent."""
+    """Ready, Conflict or AgentSilent."""
     status: ConditionStatus
     """True, False or Unknown."""
     reason: NodeReason
@@ -255,7 +258,7 @@ class GpuNodeStatus(ApiModel):
         list[NodeCondition],
         Field(max_length=8, json_schema_extra=list_map("type")),
     ] = []
-    """Ready and, while nobody is heard, AgentSilent."""
+    """Ready; Conflict, True while somebody else hands out the node's GPUs; while nobody is heard, AgentSilent."""
 
 
 class GpuNode(ApiModel):

@@ -13,9 +13,9 @@ import kopf
 from gpu_tenancy.controller.cycle import Cycle
 from gpu_tenancy.controller.handlers import register
 from gpu_tenancy.controller.metrics import Metrics
-from gpu_tenancy.controller.probes import serve
 from gpu_tenancy.controller.settings import Settings
 from gpu_tenancy.kube.client import KubeClient
+from gpu_tenancy.probes import serve
 
 _log = logging.getLogger(__name__)
 

@@ -16,14 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_tenancy.agent.gpus import GpuError, GpuLost, Gpus, InsufficientResources, InUse
+from gpu_tenancy.agent.gpus import GpuError, GpuEvent, GpuLost, Gpus, InsufficientResources, InUse
 from gpu_tenancy.agent.nvml import NvmlGpus
+from gpu_tenancy.agent.vetting import objection
 from gpu_tenancy.api.node import GpuMode
 from gpu_tenancy.mig.layout import Placement, layouts, mask_of, placements
 from tests.fakes.clock import FakeClock
 from tests.fakes.gpus import FakeGpus, Faults
-from tests.nvsim.library import library
-from tests.nvsim.node import STATE, Node
+from tests.nvsim.library import driver, library
+from tests.nvsim.node import Node
 
 MODELS = ("A100-SXM4-80GB", "A100-SXM4-40GB")
 MIG_INDEX = 1
@@ -39,6 +40,14 @@ class Backend:
     lose: Callable[[], None]
     occupy: Callable[[str], None]
     reboot: Callable[[], None]
+    tune: Callable[[int], None]
+    """Sets the power limit of the whole GPU, in mW."""
+    wait_for_resets: Callable[[], None]
+    """From now on the whole GPU takes a mode at a reset only."""
+    refuse_resets: Callable[[], None]
+    """From now on it cannot be reset alone."""
+    xid: Callable[[int, int], None]
+    """Lets the GPU of that index tell of that Xid."""
 
     def uuid(self, index: int) -> str:
         """UUID of a GPU."""
@@ -61,7 +70,21 @@ def fake(model: str) -> Backend:
 
         return asyncio.run(play())
 
-    return Backend(gpus, run, lambda: gpus.fail(MIG_INDEX, Faults(lost=True)), gpus.occupy, gpus.reboot)
+    def lose() -> None:
+        gpus.fail(MIG_INDEX, Faults(lost=True))
+        gpus.tell(GpuEvent(gpus.uuids[MIG_INDEX], lost=True))
+
+    return Backend(
+        gpus,
+        run,
+        lose,
+        gpus.occupy,
+        gpus.reboot,
+        tune=lambda limit: gpus.tune(0, limit),
+        wait_for_resets=lambda: None,
+        refuse_resets=lambda: gpus.fail(0, Faults(reset_refused=True)),
+        xid=lambda index, code: gpus.tell(GpuEvent(gpus.uuids[index], code)),
+    )
 
 
 _open = ExitStack()
@@ -84,8 +107,9 @@ def simulated(model: str) -> Backend:
     boot_id.write_text(node.boot_id)
     ctypes.CDLL(str(library()))  # nvidia-ml-py finds by its SONAME what is loaded already
     patch = _open.enter_context(pytest.MonkeyPatch.context())
-    patch.setenv(STATE, str(node.path))
-    gpus = NvmlGpus.open(boot_id)
+    for name, value in node.environment.items():
+        patch.setenv(name, value)
+    gpus = NvmlGpus.open(boot_id, nvidia_smi=str(driver() / "nvidia-smi"))
     _open.callback(gpus.close)
     pynvml.nvmlDeviceSetMigMode(pynvml.nvmlDeviceGetHandleByIndex(MIG_INDEX), 1)
 
@@ -104,7 +128,20 @@ def simulated(model: str) -> Backend:
 
         return asyncio.run(play())
 
-    return Backend(gpus, run, lambda: node.lose(MIG_INDEX), occupy, reboot)
+    def tune(limit: int) -> None:
+        pynvml.nvmlDeviceSetPowerManagementLimit(pynvml.nvmlDeviceGetHandleByIndex(0), limit)
+
+    return Backend(
+        gpus,
+        run,
+        lambda: node.lose(MIG_INDEX),
+        occupy,
+        reboot,
+        tune=tune,
+        wait_for_resets=lambda: node.set("mig_reset_required", 1, gpu=0),
+        refuse_resets=lambda: node.set("reset_refused", 1, gpu=0),
+        xid=node.xid,
+    )
 
 
 BACKENDS = {"in memory": fake, "nvml on the simulator": simulated}
@@ -227,3 +264,84 @@ def test_a_reboot_leaves_no_instance_and_is_known_by_its_id(make: Callable[[str]
     backend.reboot()
     assert backend.run(backend.gpus.boot_id()) != before
     assert backend.layout() == set()
+
+
+# ----------------------------------------------------------------------------------------------- settings and health
+
+
+@each_backend
+def test_settings_that_somebody_was_given_go_back_and_are_told(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    gpu = backend.uuid(0)
+    backend.run(backend.gpus.restore(gpu))
+    assert list(backend.run(backend.gpus.restore(gpu))) == []
+    backend.tune(250_000)
+    before = backend.run(backend.gpus.vitals(gpu))
+    assert (before.power_limit_mw, before.default_power_limit_mw) == (250_000, 400_000)
+    assert list(backend.run(backend.gpus.restore(gpu))) == ["power limit from 250 to 400 W"]
+    assert backend.run(backend.gpus.vitals(gpu)).power_limit_mw == 400_000
+
+
+@each_backend
+def test_a_sound_gpu_has_nothing_against_it(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    for index in (0, MIG_INDEX):
+        vitals = backend.run(backend.gpus.vitals(backend.uuid(index)))
+        assert objection(vitals) is None
+        assert (vitals.driver, vitals.ecc_uncorrected, vitals.pcie_width) == ("570.148.08", 0, 16)
+
+
+@each_backend
+def test_rows_are_not_told_of_while_there_are_instances(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    assert backend.run(backend.gpus.vitals(backend.uuid(0))).remap_pending is False
+    backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "1g.10gb", 6))
+    assert backend.run(backend.gpus.vitals(backend.uuid(MIG_INDEX))).remap_pending is None
+
+
+@each_backend
+def test_a_mode_comes_with_a_reset_of_that_gpu_alone(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    backend.wait_for_resets()
+    backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "1g.10gb", 6))
+    gpu = backend.uuid(0)
+    assert backend.run(backend.gpus.set_mode(gpu, GpuMode.MIG)) is False
+    assert backend.run(backend.gpus.list())[0].mode is GpuMode.WHOLE
+    backend.run(backend.gpus.reset(gpu))
+    assert backend.run(backend.gpus.list())[0].mode is GpuMode.MIG
+    assert backend.layout() == {Placement("1g.10gb", 6)}
+    made = backend.run(backend.gpus.create(gpu, "3g.40gb", 4))
+    assert backend.run(backend.gpus.processes(made.uuid)) == []
+
+
+@each_backend
+def test_a_reset_that_the_board_refuses_is_a_sentence(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    backend.refuse_resets()
+    with pytest.raises(GpuError, match=r"(?i)was not reset: .*not supported"):
+        backend.run(backend.gpus.reset(backend.uuid(0)))
+    assert backend.run(backend.gpus.list())[0].healthy
+
+
+@each_backend
+def test_what_a_gpu_tells_of_is_heard_and_a_lost_one_makes_no_other_mute(make: Callable[[str], Backend]) -> None:
+    backend = make(MODELS[0])
+    whole, mig = backend.uuid(0), backend.uuid(MIG_INDEX)
+
+    async def hear() -> list[GpuEvent]:
+        heard = []
+        events = backend.gpus.events()
+        first = asyncio.ensure_future(anext(events))
+        while not first.done():  # Until it listens, nothing is heard.
+            backend.xid(0, 43)
+            await asyncio.sleep(0.02)
+        backend.lose()
+        backend.xid(0, 94)
+        heard.append(await first)
+        while GpuEvent(whole, 94) not in heard or not any(one.gpu == mig for one in heard):
+            heard.append(await anext(events))
+        return heard
+
+    heard = asyncio.run(hear())
+    assert heard[0] == GpuEvent(whole, 43)
+    assert {one.xid for one in heard if one.gpu == mig} <= {0, 79}

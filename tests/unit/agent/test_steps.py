@@ -513,8 +513,10 @@ class AnyOrder(RuleBasedStateMachine):
         """Whatever happened: once everybody lets go, the node is as its spec says, and rests there."""
         self.world.evict_strangers()
         healthy = [known.facts_with(gpu, healthy=True, message="") for gpu in self.world.agent.gpus.values()]
-        self.world.agent = known.lifted(known.listed(self.world.agent, healthy), self.world.agent.fences)
-        self.world.settle()
+        self.world.agent = known.listed(self.world.agent, healthy)
+        for _ in range(2):  # Giving up a place that took too long fences it for a while once more.
+            self.world.agent = known.lifted(self.world.agent, self.world.agent.fences)
+            self.world.settle()
         wanted = self.world.agent.wanted
         assert self.world.in_slice == set(wanted) == set(self.world.agent.held)
         there = {(one.profile, one.start) for one in self.world.hardware.values()}

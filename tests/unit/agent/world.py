@@ -171,8 +171,9 @@ class World:
         wanted = step.slot
         match step:
             case steps.Restore():
-                served = [one for one in self.in_slice if self.agent.held[one].slot.gpu == wanted.gpu]
-                leased = [one for one in served if self.agent.held[one].slot.holder.kind is HolderKind.GPU_LEASE]
+                given = {one.device for claim in self.agent.prepared.values() for one in claim.devices}
+                served = [self.agent.held[one].slot for one in given - {wanted.device}]
+                leased = [one for one in served if one.holder.kind is HolderKind.GPU_LEASE and one.gpu == wanted.gpu]
                 assert not leased, "settings of a GPU were changed under a lease"
                 self.agent = known.restored(self.agent, wanted.device, self.now)
             case steps.Create():

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 import pynvml
 
-from gpu_tenancy.agent.gpus import GpuError, GpuEvent, GpuFacts, Instance, Process, Vitals
+from gpu_tenancy.agent.gpus import GpuError, GpuEvent, GpuFacts, Instance, Process, Telemetry, Vitals
 from gpu_tenancy.agent.nvml import examine
 from gpu_tenancy.agent.nvml.calls import (
     COMPUTE_PROFILES,
@@ -132,6 +132,11 @@ class NvmlGpus:
         """Identity of the boot, from the kernel."""
         return (await asyncio.to_thread(self._boot_id.read_text)).strip()
 
+    async def driver_version(self) -> str:
+        """Version of NVIDIA's driver."""
+        with sentences("the driver of this node"):
+            return await self._in_thread("list", pynvml.nvmlSystemGetDriverVersion)
+
     async def list(self) -> Sequence[GpuFacts]:
         """Every GPU; one that is lost or does not answer is not healthy, and said as it was when it still did."""
         async with self._listing.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
@@ -165,6 +170,11 @@ class NvmlGpus:
     async def vitals(self, gpu: str) -> Vitals:
         """What can be read of the GPU; what it does not tell is None."""
         return await self._in_thread(gpu, lambda: examine.vitals(gpu))
+
+    async def telemetry(self, gpu: str) -> Telemetry:
+        """Power, energy, temperature, and memory in use by each device of the GPU."""
+        devices = [device for device, owner in self._owners.items() if owner == gpu and device != gpu]
+        return await self._in_thread(gpu, lambda: examine.telemetry(gpu, devices))
 
     async def processes(self, device: str) -> Sequence[Process]:
         """Processes on a GPU or a MIG device."""

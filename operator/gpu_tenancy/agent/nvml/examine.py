@@ -1,4 +1,4 @@
-"""What a GPU is examined for between two holders, and which of its settings go back. Blocking.
+"""What a GPU is examined for between two holders, what it measures, and which of its settings go back. Blocking.
 
 Sources: NVML API reference; NVIDIA GPU Memory Error Management.
 """
@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import pynvml
 
-from gpu_tenancy.agent.gpus import Vitals
-from gpu_tenancy.agent.nvml.calls import gpu_handle, sentences, where_known
+from gpu_tenancy.agent.gpus import Telemetry, Vitals
+from gpu_tenancy.agent.nvml.calls import device_handle, gpu_handle, sentences, where_known
 
 RECOVERY_ACTIONS: Final = {
     0: "",
@@ -71,6 +71,20 @@ def vitals(gpu: str) -> Vitals:
             max_pcie_width=where_known(pynvml.nvmlDeviceGetMaxPcieLinkWidth, device),
             driver=pynvml.nvmlSystemGetDriverVersion(),
             vbios=where_known(pynvml.nvmlDeviceGetVbiosVersion, device) or "",
+        )
+
+
+def telemetry(gpu: str, devices: Sequence[str]) -> Telemetry:
+    """What the GPU measures. `devices`: UUIDs of its MIG devices; power and energy are known of the GPU alone."""
+    with sentences(f"GPU {gpu}"):
+        device = gpu_handle(gpu)
+        handles = {one: handle for one in devices or [gpu] if (handle := device_handle(one)) is not None}
+        memory = {one: where_known(pynvml.nvmlDeviceGetMemoryInfo, handle) for one, handle in handles.items()}
+        return Telemetry(
+            power_mw=where_known(pynvml.nvmlDeviceGetPowerUsage, device),
+            energy_mj=where_known(pynvml.nvmlDeviceGetTotalEnergyConsumption, device),
+            celsius=where_known(pynvml.nvmlDeviceGetTemperature, device, pynvml.NVML_TEMPERATURE_GPU),
+            memory_used={one: int(info.used) for one, info in memory.items() if info is not None},
         )
 
 

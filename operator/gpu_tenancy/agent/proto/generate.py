@@ -17,7 +17,7 @@ from grpc_tools import protoc
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[2]
 """Folder that the import path ``gpu_tenancy.agent.proto`` starts from."""
-STEMS: Final = ("dra_v1", "pluginregistration_v1")
+STEMS: Final = ("cri_v1", "dra_v1", "pluginregistration_v1")
 
 
 def generate() -> dict[str, str]:

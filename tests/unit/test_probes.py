@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from gpu_tenancy.controller.probes import Verdict, serve
+from gpu_tenancy.probes import Verdict, serve
 
 YES: Final = ""
 NO: Final = "no cycle has begun or ended for 61 s"

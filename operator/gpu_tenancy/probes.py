@@ -1,4 +1,4 @@
-"""HTTP endpoint of the operator: /metrics, /healthz (is the loop alive?), /readyz (has it seen everything?).
+"""HTTP endpoint of operator and agent: /metrics, /healthz (is the loop alive?), /readyz (has it seen everything?).
 
 Answers with a sentence where the answer is no. Serves nothing else and changes nothing.
 """
@@ -14,11 +14,23 @@ Verdict = Callable[[], str]
 """Empty for yes, else why not."""
 
 
-async def serve(host: str, port: int, registry: CollectorRegistry, healthy: Verdict, ready: Verdict) -> web.AppRunner:
-    """Start serving; returns the runner, whose `cleanup` ends it."""
+async def _nothing() -> None:
+    """Metrics that are kept up to date anyway."""
+
+
+async def serve(
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    healthy: Verdict,
+    ready: Verdict,
+    refresh: Callable[[], Awaitable[None]] = _nothing,
+) -> web.AppRunner:
+    """Start serving; returns the runner, whose `cleanup` ends it. `refresh` is awaited before metrics are told."""
     app = web.Application()
 
     async def metrics(_: web.Request) -> web.Response:
+        await refresh()
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app.router.add_get("/metrics", metrics)
