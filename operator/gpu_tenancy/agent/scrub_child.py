@@ -66,6 +66,9 @@ def scrub(device: str) -> dict[str, int]:
         _check("cuMemsetD32", *cuda.cuMemsetD32(address, pattern, size // 4))
     _check("cuCtxSynchronize", *cuda.cuCtxSynchronize())
     samples = sum(_read_back(address, size, pattern) for address, size in blocks)
+    for address, size in blocks:  # What was drawn has done its service; tenants expect to find nothing.
+        _check("cuMemsetD32", *cuda.cuMemsetD32(address, 0, size // 4))
+    _check("cuCtxSynchronize", *cuda.cuCtxSynchronize())
     return {"bytes": sum(size for _, size in blocks), "samples": samples}
 
 

@@ -35,6 +35,7 @@ from gpu_tenancy.api.kinds import (
     rule,
     rules,
 )
+from gpu_tenancy.api.node import HandOver
 
 
 class Tier(StrEnum):
@@ -332,6 +333,18 @@ class LeaseEnd(ApiModel):
     """In plain English."""
 
 
+class DeviceHandOver(ApiModel):
+    """How one device of the lease came to it."""
+
+    node: str = Field(max_length=253)
+    """Node that it is on."""
+    device: str = Field(max_length=63)
+    """Name of the device."""
+    record: HandOver
+    """What was done before the lease had it, as the node's agent wrote it down. Of its former holders only pools and
+    those of the same namespace are named."""
+
+
 class GpuLeaseStatus(ApiModel):
     """What became of the lease. Written by the operator only."""
 
@@ -374,6 +387,9 @@ class GpuLeaseStatus(ApiModel):
     """When the lease ends by itself; absent without a duration and before the first billed second."""
     cost: Cost | None = None
     """What the lease has cost so far; absent when unpriced or not yet billed."""
+    hand_overs: Annotated[list[DeviceHandOver], Field(max_length=64)] = []
+    """How its devices came to it, those of the last placement where it has none any more: evidence that nothing of the
+    former holder was left on them. At most 64 are shown."""
     ended: LeaseEnd | None = None
     """Present once the lease is over for good."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from gpu_tenancy.api.lease import Price, Reason
+from gpu_tenancy.api.lease import DeviceHandOver, Price, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core.snapshot import Key, LeaseFacts, MinerFacts, PodRef, PoolFacts, RecordFacts
@@ -171,6 +171,8 @@ class Outlook(NamedTuple):
     waiting_reason: Reason = Reason.PREPARING
     """Preparing, or DeviceFailed where one of them could not be made."""
     ready_devices: int = 0
+    hand_overs: tuple[DeviceHandOver, ...] = ()
+    """How its devices came to it, as far as they are ready."""
     opened: UsageRecordSpec | None = None
     """Segment that begins with this plan."""
     closed: CloseRecord | None = None

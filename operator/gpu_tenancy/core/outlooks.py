@@ -6,14 +6,19 @@ An Outlook is everything that the plan found out about one lease; its status and
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Final
 
-from gpu_tenancy.api.lease import Reason
-from gpu_tenancy.api.node import BROKEN, SlotState
+from gpu_tenancy.api.base import HolderKind
+from gpu_tenancy.api.lease import DeviceHandOver, Reason
+from gpu_tenancy.api.node import BROKEN, HandOver, SlotState
 from gpu_tenancy.core import ledger
 from gpu_tenancy.core.actions import CloseRecord, Outlook, Refusal
 from gpu_tenancy.core.snapshot import JobFacts, LeaseFacts, NodeFacts, RecordFacts
 from gpu_tenancy.core.stock import Stock, unreachable
 from gpu_tenancy.core.terms import Ending, billed_seconds, current_job, expiry
+
+SHOWN: Final = 64
+"""Devices whose hand-over a lease's status shows."""
 
 
 def outlook(stock: Stock, now: datetime) -> Outlook:
@@ -32,6 +37,7 @@ def outlook(stock: Stock, now: datetime) -> Outlook:
         refusal=stock.stuck,
         nodes=_names(stock) if holds else (),
         ready_devices=len(stock.held) - len(stock.pending),
+        hand_overs=_hand_overs(stock),
         over=stock.over,
         lost=stock.lost,
         silent=_silent(stock, now) if holds else "",
@@ -85,6 +91,23 @@ def _holding(base: Outlook, stock: Stock, now: datetime) -> Outlook:
     if waiting := _waiting(stock):
         return base._replace(waiting=waiting, waiting_reason=_waiting_reason(stock))
     return _opening(base, stock, now)
+
+
+def _hand_overs(stock: Stock) -> tuple[DeviceHandOver, ...]:
+    """How its devices came to it, as their agents wrote it down; who of other tenants had them before is not told."""
+    reports = ((node, slot, stock.report(node, slot)) for node, slot in stock.held[:SHOWN])
+    return tuple(
+        DeviceHandOver(
+            node=node.name, device=slot.device, record=_discreet(report.hand_over, stock.lease.key.namespace)
+        )
+        for node, slot, report in reports
+        if report is not None and report.hand_over is not None
+    )
+
+
+def _discreet(record: HandOver, namespace: str) -> HandOver:
+    told = [one for one in record.former if one.kind is HolderKind.MINING_POOL or one.namespace == namespace]
+    return record if len(told) == len(record.former) else record.model_copy(update={"former": told})
 
 
 def _opening(base: Outlook, stock: Stock, now: datetime) -> Outlook:

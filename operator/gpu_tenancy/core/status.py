@@ -55,6 +55,7 @@ def lease_status(outlook: Outlook, failure: Failure | None, now: datetime) -> Gp
         billable_to=last.billable_to if last else None,
         expires_at=outlook.expires_at,
         cost=ledger.running_cost(records, now),
+        hand_overs=list(outlook.hand_overs) or old.hand_overs,
         ended=_ended(outlook, last, now),
     )
     return _as_last_known(new, old) if lease.unreadable_record else new

@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 from itertools import count
 from typing import Final, assert_never
 
-from gpu_tenancy.api.base import ConditionStatus
+from gpu_tenancy.api.base import ConditionStatus, Holder
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus, LeaseCondition
-from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot, SlotState
+from gpu_tenancy.api.node import Gpu, HandOver, HandOverStep, HandOverStepType, ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.core import platform_status, podspec, status
@@ -85,6 +85,7 @@ class Device:
     ready_at: datetime | None = None
     published: bool = False
     message: str = ""
+    hand_over: HandOver | None = None
 
 
 @dataclass(slots=True)
@@ -161,6 +162,10 @@ class Node:
     agent: bool = True
     """Its agent runs."""
     agent_until: datetime = START
+    former: dict[str, Holder] = field(default_factory=dict)
+    """Who had each GPU last, by UUID."""
+    stuck: bool = False
+    """What is left of holders cannot be proven gone in time."""
     unreadable: str = ""
     """Part of its GpuNode that the operator cannot read: spec or status."""
 
@@ -197,6 +202,7 @@ def _observed(device: Device) -> ObservedSlot:
         holder=slot.holder,
         state=device.state,
         ready_at=device.ready_at,
+        hand_over=device.hand_over,
         message=device.message,
     )
 
@@ -339,6 +345,12 @@ class Cluster:
             self.lost_gpus.add(known[index].uuid)
 
     # --- looking ------------------------------------------------------------------------------------------------------
+
+    def fence(self, node: str, index: int, *slices: int) -> None:
+        """The agent keeps memory slices of a GPU out of use."""
+        gpus = self.nodes[node].gpus
+        message = "GPU is fenced" if slices else ""
+        gpus[index] = gpus[index].model_copy(update={"fenced": list(slices), "message": message})
 
     def snapshot(self) -> Snapshot:
         """What the operator gathers. Leases that are settled and let go are history."""
@@ -659,11 +671,14 @@ class Cluster:
                 node.held[name] = Device(slot)
 
     def _take_away(self, node: Node, device: Device) -> None:
-        if device.state is not SlotState.DRAINING:
+        if device.state not in {SlotState.DRAINING, SlotState.QUARANTINED}:
             device.state = SlotState.DRAINING
         elif device.slot.gpu in self.lost_gpus:
             device.message = "cannot be looked at"
+        elif node.stuck:
+            device.state, device.message = SlotState.QUARANTINED, "waits for process 77 (python) to end"
         elif not self._users(node, device):
+            node.former[device.slot.gpu] = device.slot.holder
             del node.held[device.slot.device]
         else:
             device.message = "waits for its pod"
@@ -675,6 +690,9 @@ class Cluster:
             device.state, device.message = SlotState.PREPARING, "waits for its predecessor"
         else:
             device.state, device.ready_at, device.message = SlotState.READY, self.now, ""
+            former = [node.former[device.slot.gpu]] if device.slot.gpu in node.former else []
+            scrub = HandOverStep(step=HandOverStepType.SCRUB, milliseconds=300)
+            device.hand_over = HandOver(former=former, steps=[scrub], scrubbed_bytes=80 << 30)
 
     def _fault(self, node: Node, device: Device) -> str:
         gpu = next(gpu for gpu in node.gpus if gpu.uuid == device.slot.gpu)
