@@ -1,4 +1,5 @@
-"""Builds the simulator's libnvidia-ml.so.1, once for each state of its source, into the user's cache.
+"""Builds the simulator's driver: libnvidia-ml.so.1, libcuda.so.1 and nvidia-smi, side by side in one folder of the
+user's cache, once for each state of their source.
 
 The compiler is `$CC` or `cc`; where there is none it is zig's, from the PyPI wheel `ziglang` (version and hashes in
 ziglang.txt). May start a compiler and pip, and may write only below the user's cache folder.
@@ -18,43 +19,62 @@ from typing import Final
 from tests.cluster.binaries import BuildError, cache_root, from_wheel, put_in_place
 
 SOURCES: Final = Path(__file__).parent / "src"
-SONAME: Final = "libnvidia-ml.so.1"
+NVML: Final = "libnvidia-ml.so.1"
 """nvidia-ml-py finds a library that is loaded already by this name."""
-_FLAGS: Final = (
-    "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-shared", "-fPIC", "-fvisibility=hidden",
-    f"-Wl,-soname,{SONAME}",
-)  # fmt: skip
+CUDA: Final = "libcuda.so.1"
+"""cuda-bindings does so too, by this one."""
+SMI: Final = "nvidia-smi"
+_OWN: Final = {NVML: ("nvml_", "control"), CUDA: ("cuda_",), SMI: ("smi",)}
+"""How the names of the sources begin that only some of the products are made of; the others are in each."""
+_FLAGS: Final = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden")
+_LIBRARIES: Final = ("-lpthread", "-ldl")
 
 
 def library(without: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> Path:
-    """Path of the library, built if need be. `without`: functions that it lacks, as an older driver does.
+    """Path of libnvidia-ml.so.1 in `driver(without)`."""
+    return driver(without, environ) / NVML
 
+
+def driver(without: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of libnvidia-ml.so.1, libcuda.so.1 and nvidia-smi, built if need be.
+
+    `without`: functions of either library that it lacks, as an older driver does.
     Raises BuildError with what the compiler said.
     """
-    sources = sorted(SOURCES.glob("*.c"))
-    digest = hashlib.sha256(repr((_FLAGS, sorted(without))).encode())
+    digest = hashlib.sha256(repr((_OWN, _FLAGS, _LIBRARIES, sorted(without))).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
     folder = cache_root(environ) / f"nvsim-{digest.hexdigest()[:16]}"
-    if not (folder / SONAME).is_file():
-        _build(folder, sources, without, environ)
-    return folder / SONAME
+    if not (folder / SMI).is_file():
+        _build(folder, without, environ)
+    return folder
 
 
-def _build(folder: Path, sources: Sequence[Path], without: Sequence[str], environ: Mapping[str, str]) -> None:
+def _build(folder: Path, without: Sequence[str], environ: Mapping[str, str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".nvsim-") as scratch:
-        made = Path(scratch) / "lib"
+        made = Path(scratch) / "driver"
         made.mkdir()
         hidden = Path(scratch) / "hidden.map"
         hidden.write_text(f"{{ local: {' '.join(f'{name};' for name in without)} }};\n")
         script = (f"-Wl,--version-script={hidden}",) if without else ()
-        command = [*compiler(environ), *_FLAGS, *script, "-o", str(made / SONAME), *map(str, sources), "-lpthread"]
-        caches = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), f"{scratch}/zig")
-        done = subprocess.run(command, capture_output=True, text=True, env={**environ, **caches}, check=False)
-        if done.returncode != 0:
-            raise BuildError(f"{command[0]} could not build the NVML simulator:\n{done.stderr}")
+        for product in _OWN:
+            form = () if product == SMI else ("-shared", f"-Wl,-soname,{product}", *script)
+            _compile([*_FLAGS, *form, "-o", f"{made}/{product}", *_sources(product), *_LIBRARIES], scratch, environ)
         put_in_place(made, folder)
+
+
+def _sources(product: str) -> list[str]:
+    foreign = tuple(prefix for prefixes in _OWN.values() for prefix in prefixes if prefix not in _OWN[product])
+    return [str(path) for path in sorted(SOURCES.glob("*.c")) if not path.name.startswith(foreign)]
+
+
+def _compile(arguments: Sequence[str], scratch: str, environ: Mapping[str, str]) -> None:
+    command = [*compiler(environ), *arguments]
+    caches = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), f"{scratch}/zig")
+    done = subprocess.run(command, capture_output=True, text=True, env={**environ, **caches}, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"{command[0]} could not build the simulated driver:\n{done.stderr}")
 
 
 def compiler(environ: Mapping[str, str] = os.environ) -> list[str]:

@@ -1,4 +1,4 @@
-/* Tables of the MIG User Guide (supported profiles), checked against `nvidia-smi mig -lgip` and `-lgipp` of real boards. */
+/* Tables of the MIG User Guide (supported profiles), checked against `nvidia-smi mig -lgip`, `-lgipp` of boards. */
 #include "boards.h"
 
 #define STARTS(...) {__VA_ARGS__}, sizeof((uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t)
@@ -49,16 +49,16 @@
         {8, 6, 2, 2, 11968, 28, 2, 2, 1, 1, 1, "2g.12gb+me", STARTS(0, 2), {2, 0}}, \
     }
 
-#define A100(board, mib, device, subsystem, most, profiles_) \
-    {.name = board, .memory_mib = mib, .compute_slices = 7, .memory_slices = 8, .architecture = 7, \
+#define A100(board, vbios_, mib, device, subsystem, most, profiles_) \
+    {.name = board, .vbios = vbios_, .memory_mib = mib, .compute_slices = 7, .memory_slices = 8, .architecture = 7, \
      .compute_major = 8, .compute_minor = 0, .cores = 6912, .pci_device_id = device, .pci_subsystem_id = subsystem, \
      .idle_mw = 55000, .least_mw = 100000, .most_mw = most, .default_mw = most, \
      .least_mhz = 210, .most_mhz = 1410, .default_mhz = 1095, .memory_mhz = 1215, \
      .slowdown_celsius = 89, .shutdown_celsius = 92, .most_celsius = 85, .most_memory_celsius = 95, \
      .mig_needs_reset = true, .profile_count = 7, .profiles = profiles_}
 
-#define HOPPER(board, mib, device, most, profiles_) \
-    {.name = board, .memory_mib = mib, .compute_slices = 7, .memory_slices = 8, .architecture = 9, \
+#define HOPPER(board, vbios_, mib, device, most, profiles_) \
+    {.name = board, .vbios = vbios_, .memory_mib = mib, .compute_slices = 7, .memory_slices = 8, .architecture = 9, \
      .compute_major = 9, .compute_minor = 0, .cores = 16896, .pci_device_id = device, .pci_subsystem_id = 0x16c110de, \
      .idle_mw = 70000, .least_mw = 200000, .most_mw = most, .default_mw = most, \
      .least_mhz = 345, .most_mhz = 1980, .default_mhz = 1980, .memory_mhz = 2619, \
@@ -66,18 +66,19 @@
      .mig_needs_reset = false, .profile_count = 7, .profiles = profiles_}
 
 const struct board boards[] = {
-    A100("NVIDIA A100-SXM4-40GB", 40960, 0x20b010de, 0x134f10de, 400000, A100_40),
-    A100("NVIDIA A100-PCIE-40GB", 40960, 0x20f110de, 0x145f10de, 250000, A100_40),
-    A100("NVIDIA A100-SXM4-80GB", 81920, 0x20b210de, 0x147f10de, 400000, A100_80),
-    A100("NVIDIA A100 80GB PCIe", 81920, 0x20b510de, 0x153310de, 300000, A100_80),
-    {.name = "NVIDIA A30", .memory_mib = 24576, .compute_slices = 4, .memory_slices = 4, .architecture = 7,
+    A100("NVIDIA A100-SXM4-40GB", "92.00.19.00.01", 40960, 0x20b010de, 0x134f10de, 400000, A100_40),
+    A100("NVIDIA A100-PCIE-40GB", "92.00.25.00.08", 40960, 0x20f110de, 0x145f10de, 250000, A100_40),
+    A100("NVIDIA A100-SXM4-80GB", "92.00.45.00.03", 81920, 0x20b210de, 0x147f10de, 400000, A100_80),
+    A100("NVIDIA A100 80GB PCIe", "92.00.68.00.01", 81920, 0x20b510de, 0x153310de, 300000, A100_80),
+    {.name = "NVIDIA A30", .vbios = "92.00.66.00.02", .memory_mib = 24576, .compute_slices = 4, .memory_slices = 4,
+     .architecture = 7,
      .compute_major = 8, .compute_minor = 0, .cores = 3584, .pci_device_id = 0x20b710de, .pci_subsystem_id = 0x153210de,
      .idle_mw = 28000, .least_mw = 100000, .most_mw = 165000, .default_mw = 165000,
      .least_mhz = 210, .most_mhz = 1440, .default_mhz = 930, .memory_mhz = 1215,
      .slowdown_celsius = 89, .shutdown_celsius = 92, .most_celsius = 85, .most_memory_celsius = 95,
      .mig_needs_reset = true, .profile_count = 5, .profiles = A30_24},
-    HOPPER("NVIDIA H100 80GB HBM3", 81559, 0x233010de, 700000, H100_80),
-    HOPPER("NVIDIA H200", 143771, 0x233510de, 700000, H200_141),
+    HOPPER("NVIDIA H100 80GB HBM3", "96.00.61.00.01", 81559, 0x233010de, 700000, H100_80),
+    HOPPER("NVIDIA H200", "96.00.A5.00.01", 143771, 0x233510de, 700000, H200_141),
 };
 
 const uint32_t board_count = sizeof boards / sizeof boards[0];

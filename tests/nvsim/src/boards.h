@@ -21,7 +21,8 @@ struct profile {
 };
 
 struct board {
-    const char *name; /* As NVML says it. */
+    const char *name;  /* As NVML says it. */
+    const char *vbios; /* A version that such boards are seen with. */
     uint32_t memory_mib;
     uint32_t compute_slices, memory_slices;
     uint32_t architecture; /* NVML_DEVICE_ARCH_*: 7 Ampere, 9 Hopper. */
@@ -38,8 +39,8 @@ struct board {
 extern const struct board boards[];
 extern const uint32_t board_count;
 
-/* The number that the driver gives a GPU instance of that many memory slices at that start. They are the nodes of a tree,
- * whose halves a board may have swapped. */
+/* The number that the driver gives a GPU instance of that many memory slices at that start. They are the nodes of a
+ * tree, whose halves a board may have swapped. */
 uint32_t gpu_instance_id(const struct board *board, uint32_t layout, uint32_t memory_slices, uint32_t start);
 
 #endif

@@ -3,13 +3,17 @@
  * Every function returns 0, or a negative number where it was asked for what there is not.
  */
 #define _GNU_SOURCE
-#include "call.h"
+#include "nvml_call.h"
 #include "life.h"
+#include "memory.h"
 
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+static const uint32_t NOBODY = 0xFFFFFFFF; /* No user has this number. */
 
 enum { NO_FILE = -1, NO_SUCH = -2, NO_ROOM = -3, REFUSED = -4 };
 
@@ -26,6 +30,7 @@ EXPORT int nvsim_create(const char *path, const char *board, uint32_t count, uin
         return NO_ROOM;
     *node = (struct node){.driver_version = "570.148.08", .driver_loaded = 1, .gpu_count = count, .clock_scale = 1.0};
     node->clock_real = clock_monotonic();
+    node->owner = has_cap_sys_admin() ? NOBODY : geteuid();
     new_boot_id(node, seed);
     for (uint32_t index = 0; index < count; index++) {
         node->gpus[index] = new_gpu(row, index, seed);
@@ -41,9 +46,12 @@ EXPORT int nvsim_create(const char *path, const char *board, uint32_t count, uin
 struct entry {
     const char *name;
     size_t offset, size;
+    bool fixed; /* To be looked at only. */
 };
 
-#define ENTRY(type, field) {#field, offsetof(struct type, field), sizeof(((struct type *)0)->field)}
+#define PLACE(type, field) #field, offsetof(struct type, field), sizeof(((struct type *)0)->field)
+#define ENTRY(type, field) {PLACE(type, field), false}
+#define FIXED(type, field) {PLACE(type, field), true}
 
 static const struct entry GPU_ENTRIES[] = {
     ENTRY(gpu, minor), ENTRY(gpu, layout), ENTRY(gpu, mig_current), ENTRY(gpu, mig_pending), ENTRY(gpu, mig_busy),
@@ -54,19 +62,22 @@ static const struct entry GPU_ENTRIES[] = {
     ENTRY(gpu, limit_mw), ENTRY(gpu, celsius), ENTRY(gpu, memory_celsius), ENTRY(gpu, utilization),
     ENTRY(gpu, memory_utilization), ENTRY(gpu, locked_min), ENTRY(gpu, locked_max), ENTRY(gpu, application_clock),
     ENTRY(gpu, persistence), ENTRY(gpu, compute_mode), ENTRY(gpu, draining), ENTRY(gpu, generation),
+    ENTRY(gpu, pcie_generation), ENTRY(gpu, pcie_width), ENTRY(gpu, pcie_replays),
 };
 
 static const struct entry NODE_ENTRIES[] = {
     ENTRY(node, driver_loaded), ENTRY(node, unprivileged), ENTRY(node, refuse_4g_3g), ENTRY(node, stale_enumeration),
-    ENTRY(node, uuid_policy), ENTRY(node, create_gpu_instance_ms),
+    ENTRY(node, uuid_policy), ENTRY(node, nvml_is_use), ENTRY(node, create_gpu_instance_ms),
     ENTRY(node, create_compute_instance_ms), ENTRY(node, destroy_gpu_instance_ms),
     ENTRY(node, destroy_compute_instance_ms), ENTRY(node, events_told),
+    ENTRY(node, create_context_ms), ENTRY(node, memset_mb_s), ENTRY(node, copy_mb_s),
+    FIXED(node, gpu_count),
 };
 
 #define COUNT(entries) (sizeof(entries) / sizeof((entries)[0]))
 
-/* The field of that name of a GPU, or of the node where `gpu` is -1. */
-static void *field(struct node *node, int gpu, const char *name, size_t *size)
+/* The field of that name of a GPU, or of the node where `gpu` is -1; NULL: there is none, or none to be changed. */
+static void *field(struct node *node, int gpu, const char *name, bool change, size_t *size)
 {
     const struct entry *entries = gpu < 0 ? NODE_ENTRIES : GPU_ENTRIES;
     size_t count = gpu < 0 ? COUNT(NODE_ENTRIES) : COUNT(GPU_ENTRIES);
@@ -74,7 +85,7 @@ static void *field(struct node *node, int gpu, const char *name, size_t *size)
         return NULL;
     char *base = gpu < 0 ? (char *)node : (char *)&node->gpus[gpu];
     for (size_t at = 0; at < count; at++)
-        if (strcmp(entries[at].name, name) == 0) {
+        if (strcmp(entries[at].name, name) == 0 && !(change && entries[at].fixed)) {
             *size = entries[at].size;
             return base + entries[at].offset;
         }
@@ -89,7 +100,7 @@ EXPORT int nvsim_set(const char *path, int gpu, const char *name, uint64_t value
     size_t size = 0;
     if (gpu >= 0 && gpu < (int)node->gpu_count)
         meter(node, &node->gpus[gpu]); /* The field may be one that its power hangs on. */
-    void *at = field(node, gpu, name, &size);
+    void *at = field(node, gpu, name, true, &size);
     if (at != NULL) {
         memcpy(at, &value, size); /* Little-endian, as all of NVIDIA's hosts are. */
         state_commit();
@@ -103,7 +114,7 @@ EXPORT int nvsim_get(const char *path, int gpu, const char *name, uint64_t *valu
     if (!state_control(path))
         return NO_FILE;
     size_t size = 0;
-    void *at = field((struct node *)state_look(), gpu, name, &size);
+    void *at = field((struct node *)state_look(), gpu, name, false, &size);
     *value = 0;
     if (at != NULL)
         memcpy(value, at, size);
@@ -111,13 +122,26 @@ EXPORT int nvsim_get(const char *path, int gpu, const char *name, uint64_t *valu
     return at == NULL ? NO_SUCH : 0;
 }
 
-EXPORT int nvsim_boot_id(const char *path, char *text, uint32_t length)
+EXPORT int nvsim_text(const char *path, const char *name, char *text, uint32_t length)
 {
     if (!state_control(path))
         return NO_FILE;
-    int result = give_text(text, length, state_look()->boot_id) == NVML_SUCCESS ? 0 : NO_ROOM;
+    const struct node *node = state_look();
+    const char *found = strcmp(name, "boot_id") == 0 ? node->boot_id
+                        : strcmp(name, "driver_version") == 0 ? node->driver_version : NULL;
+    int result = found == NULL ? NO_SUCH : give_text(text, length, found) == NVML_SUCCESS ? 0 : NO_ROOM;
     state_done();
     return result;
+}
+
+/* The name of the `number`th field that can be set, of a GPU or of the node; NULL: there are fewer. */
+EXPORT const char *nvsim_field(int of_gpu, uint32_t number)
+{
+    const struct entry *entries = of_gpu ? GPU_ENTRIES : NODE_ENTRIES;
+    for (size_t at = 0; at < (of_gpu ? COUNT(GPU_ENTRIES) : COUNT(NODE_ENTRIES)); at++)
+        if (!entries[at].fixed && number-- == 0)
+            return entries[at].name;
+    return NULL;
 }
 
 /* --- processes ---------------------------------------------------------------------------------------------------- */
@@ -160,6 +184,104 @@ EXPORT int nvsim_end_process(const char *path, uint32_t pid)
     return result;
 }
 
+/* --- memory ------------------------------------------------------------------------------------------------------- */
+
+struct residue {
+    uint32_t slice, pattern, writer;
+    uint64_t bytes;
+};
+
+/* The range of the device of that UUID which whoever holds it can reach. */
+static bool reach_of(const struct node *node, const char *uuid, uint32_t *gpu, struct range *range)
+{
+    struct mig_device mig;
+    for (*gpu = 0; *gpu < node->gpu_count; ++*gpu) {
+        const struct gpu *it = &node->gpus[*gpu];
+        bool whole = strcmp(it->uuid, uuid) == 0;
+        if (!whole && !find_mig_device(it, uuid, &mig))
+            continue;
+        *range = reach(&boards[it->board], whole ? NULL : &it->instances[mig.instance]);
+        return true;
+    }
+    return false;
+}
+
+/* What stands within a range, slice by slice and ascending: how many rows, of which at most `room` are filled. */
+static int list_residue(const struct board *board, const struct gpu *gpu, struct range within, struct residue *rows,
+                        int room)
+{
+    int count = 0;
+    for (uint32_t slice = 0; slice < board->memory_slices; slice++) {
+        struct range part = slice_range(board, slice);
+        uint64_t from = part.from > within.from ? part.from : within.from, end;
+        uint64_t to = part.to < within.to ? part.to : within.to;
+        for (; from < to; from = end) {
+            const struct stretch *one = &gpu->memory[stretch_at(board, gpu, from, &end)];
+            end = end < to ? end : to;
+            if (count < room)
+                rows[count] = (struct residue){slice, one->pattern, one->writer, end - from};
+            count++;
+        }
+    }
+    return count;
+}
+
+/* What stands in all of a GPU's memory. */
+EXPORT int nvsim_residue(const char *path, uint32_t gpu, struct residue *rows, int room)
+{
+    if (!state_control(path))
+        return NO_FILE;
+    const struct node *node = state_look();
+    int result = NO_SUCH;
+    if (gpu < node->gpu_count) {
+        const struct board *board = &boards[node->gpus[gpu].board];
+        result = list_residue(board, &node->gpus[gpu], (struct range){0, memory_size(board)}, rows, room);
+    }
+    state_done();
+    return result;
+}
+
+/* What the holder of a GPU or a MIG device can read. */
+EXPORT int nvsim_readable(const char *path, const char *uuid, struct residue *rows, int room)
+{
+    if (!state_control(path))
+        return NO_FILE;
+    uint32_t gpu;
+    struct range range;
+    const struct node *node = state_look();
+    int result = NO_SUCH;
+    if (reach_of(node, uuid, &gpu, &range))
+        result = list_residue(&boards[node->gpus[gpu].board], &node->gpus[gpu], range, rows, room);
+    state_done();
+    return result;
+}
+
+/* Write a pattern over one memory slice of a GPU, or all of it (-1), as a former holder would have left it. */
+EXPORT int nvsim_plant(const char *path, uint32_t gpu, int slice, uint32_t pattern, uint32_t writer)
+{
+    if (!state_control(path))
+        return NO_FILE;
+    struct node *node = state_change();
+    int result = NO_SUCH;
+    if (gpu < node->gpu_count && slice < (int)boards[node->gpus[gpu].board].memory_slices) {
+        const struct board *board = &boards[node->gpus[gpu].board];
+        struct range range = {0, memory_size(board)};
+        if (slice >= 0)
+            range = slice_range(board, (uint32_t)slice);
+        result = memory_write(board, &node->gpus[gpu], range, pattern, writer) ? 0 : NO_ROOM;
+    }
+    if (result == 0)
+        state_commit();
+    state_done();
+    return result;
+}
+
+/* Number of the capability node of a GPU instance, or of a compute instance of it; see caller.h. */
+EXPORT uint32_t nvsim_capability(uint32_t minor, uint32_t instance, int compute)
+{
+    return capability(minor, instance, compute);
+}
+
 /* --- what goes wrong ---------------------------------------------------------------------------------------------- */
 
 /* Add a fault; its number, by which it is asked about and taken away. */
@@ -184,15 +306,28 @@ EXPORT int nvsim_add_fault(const char *path, const char *symbol, int gpu, int in
     return number;
 }
 
-/* How many calls the fault has matched. */
-EXPORT int nvsim_fault_seen(const char *path, int number)
+struct fault_row {
+    char symbol[NAME_LENGTH];
+    int32_t gpu, gpu_instance;
+    uint32_t after, times, seen, result, delay_ms;
+};
+
+EXPORT int nvsim_fault(const char *path, int number, struct fault_row *row)
 {
     if (!state_control(path))
         return NO_FILE;
     const struct node *node = state_look();
-    int seen = number >= 0 && number < MAX_FAULTS && node->faults[number].used ? (int)node->faults[number].seen : NO_SUCH;
+    bool there = number >= 0 && number < MAX_FAULTS && node->faults[number].used;
+    if (there) {
+        const struct fault *it = &node->faults[number];
+        *row = (struct fault_row){
+            .gpu = it->gpu, .gpu_instance = it->gpu_instance, .after = it->after, .times = it->times, .seen = it->seen,
+            .result = it->result, .delay_ms = it->delay_ms,
+        };
+        memcpy(row->symbol, it->symbol, sizeof row->symbol);
+    }
     state_done();
-    return seen;
+    return there ? 0 : NO_SUCH;
 }
 
 EXPORT int nvsim_remove_fault(const char *path, int number)
@@ -244,13 +379,9 @@ EXPORT int nvsim_reset(const char *path, uint32_t gpu)
         return NO_FILE;
     struct node *node = state_change();
     int result = gpu < node->gpu_count ? 0 : NO_SUCH;
+    if (result == 0 && reset_refusal(node, gpu) != NVML_SUCCESS)
+        result = REFUSED;
     if (result == 0) {
-        const struct gpu *it = &node->gpus[gpu];
-        if (has_processes(it) || it->mig_busy || it->reset_refused || it->lost || !privileged(node))
-            result = REFUSED;
-    }
-    if (result == 0) {
-        node->gpus[gpu].mig_reset_required = 0;
         reset_gpu(node, &node->gpus[gpu]);
         state_commit();
     }

@@ -2,6 +2,9 @@
 #include "life.h"
 
 #include "boards.h"
+#include "caller.h"
+#include "clients.h"
+#include "memory.h"
 #include "nvml_abi.h"
 
 #include <stdio.h>
@@ -38,6 +41,7 @@ static void as_loaded(const struct node *node, struct gpu *gpu)
     gpu->compute_mode = gpu->draining = 0;
     gpu->ecc_volatile = (struct ecc){0};
     gpu->remap_pending = 0;
+    gpu->pcie_replays = 0;
     gpu->recovery_action = 0;
 }
 
@@ -46,22 +50,16 @@ struct gpu new_gpu(uint32_t board, uint32_t index, uint64_t seed)
     struct gpu gpu = {.board = board, .generation = 1, .minor = index, .celsius = 33, .memory_celsius = 31};
     gpu.bus = index < sizeof BUSES / sizeof BUSES[0] ? BUSES[index] : 0xc0 + index;
     write_uuid(gpu.uuid, "GPU-", seed * 64 + index);
-    snprintf(gpu.serial, sizeof gpu.serial, "15%011llu", (unsigned long long)(scrambled(seed * 64 + index) % 100000000000ull));
+    unsigned long long number = scrambled(seed * 64 + index) % 100000000000ull;
+    snprintf(gpu.serial, sizeof gpu.serial, "15%011llu", number);
     as_loaded(NULL, &gpu);
+    randomise(&boards[board], &gpu, scrambled(seed * 64 + index));
     return gpu;
 }
 
 void new_boot_id(struct node *node, uint64_t seed)
 {
     write_uuid(node->boot_id, "", seed ^ 0xb007b007b007b007ull);
-}
-
-bool has_processes(const struct gpu *gpu)
-{
-    for (uint32_t slot = 0; slot < MAX_PROCESSES; slot++)
-        if (gpu->processes[slot].used)
-            return true;
-    return false;
 }
 
 void settle_mode(struct node *node, struct gpu *gpu)
@@ -72,10 +70,24 @@ void settle_mode(struct node *node, struct gpu *gpu)
     tell(node, NVML_EVENT_MIG_CONFIG_CHANGE, 0, (uint32_t)(gpu - node->gpus), NVML_NO_INSTANCE, NVML_NO_INSTANCE);
 }
 
+int reset_refusal(const struct node *node, uint32_t gpu)
+{
+    const struct gpu *it = &node->gpus[gpu];
+    if (!privileged(node))
+        return NVML_NO_PERMISSION;
+    if (it->lost)
+        return NVML_GPU_IS_LOST;
+    if (it->reset_refused)
+        return NVML_NOT_SUPPORTED;
+    /* Persistence mode is a client too: nvidia-persistenced keeps the GPU open. */
+    return gpu_held(node, gpu) || it->persistence ? NVML_IN_USE : NVML_SUCCESS;
+}
+
 void reset_gpu(struct node *node, struct gpu *gpu)
 {
     if (gpu->remap_pending)
         gpu->remapped_uncorrected++;
+    gpu->mig_reset_required = 0;
     as_loaded(node, gpu);
     settle_mode(node, gpu);
 }
@@ -83,10 +95,13 @@ void reset_gpu(struct node *node, struct gpu *gpu)
 void reboot(struct node *node, uint64_t seed)
 {
     new_boot_id(node, seed);
+    memset(node->clients, 0, sizeof node->clients);
     for (uint32_t index = 0; index < node->gpu_count; index++) {
         struct gpu *gpu = &node->gpus[index];
         memset(gpu->processes, 0, sizeof gpu->processes);
-        gpu->lost = gpu->mig_busy = gpu->mig_reset_required = 0;
+        memset(gpu->allocations, 0, sizeof gpu->allocations);
+        randomise(&boards[gpu->board], gpu, scrambled(seed) + index);
+        gpu->lost = gpu->mig_busy = 0;
         if (!boards[gpu->board].mig_needs_reset)
             gpu->mig_pending = 0; /* Where no reset is needed the mode lasts as long as the driver. */
         reset_gpu(node, gpu);

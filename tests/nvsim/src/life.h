@@ -8,13 +8,13 @@
 struct gpu new_gpu(uint32_t board, uint32_t index, uint64_t seed);
 void new_boot_id(struct node *node, uint64_t seed);
 
-bool has_processes(const struct gpu *gpu);
-
 /* The pending MIG mode becomes the current one: no instance is left, and no handle holds. */
 void settle_mode(struct node *node, struct gpu *gpu);
-/* A reset of one GPU. The caller has seen to it that nobody uses it. */
+/* Why the calling process cannot reset a GPU: what NVML returns where something is so; SUCCESS: it can. */
+int reset_refusal(const struct node *node, uint32_t gpu);
+/* A reset of one GPU. The caller has seen to it that it may be. Its memory stays as it is. */
 void reset_gpu(struct node *node, struct gpu *gpu);
-/* A reboot of the node: a new boot id, no process, no instance, energy from nought. */
+/* A reboot of the node: a new boot id, no process, no instance, energy from nought, chance in memory. */
 void reboot(struct node *node, uint64_t seed);
 /* Xid 79: nothing answers until a reboot. */
 void lose_gpu(struct node *node, struct gpu *gpu);

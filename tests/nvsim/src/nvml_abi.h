@@ -1,4 +1,4 @@
-/* The part of NVML's ABI that the simulator serves: codes, constants and structures, as libnvidia-ml.so.1 lays them out.
+/* The part of NVML's ABI that the simulator serves: codes, constants, structures, as libnvidia-ml.so.1 lays them out.
  *
  * Sizes and offsets are those that nvidia-ml-py declares; `_Static_assert`s hold them. Nothing here is the simulator's.
  */

@@ -1,34 +1,15 @@
 /* NVML's calls about the node and about what a device is: versions, handles, names, addresses, memory, processes. */
-#include "call.h"
+#include "nvml_call.h"
+#include "clients.h"
+#include "errors.h"
+#include "memory.h"
 
 #include <stdio.h>
 #include <string.h>
 
-static const char *const ERRORS[] = {
-    [NVML_SUCCESS] = "Success",
-    [NVML_UNINITIALIZED] = "Uninitialized",
-    [NVML_INVALID_ARGUMENT] = "Invalid Argument",
-    [NVML_NOT_SUPPORTED] = "Not Supported",
-    [NVML_NO_PERMISSION] = "Insufficient Permissions",
-    [NVML_NOT_FOUND] = "Not Found",
-    [NVML_INSUFFICIENT_SIZE] = "Insufficient Size",
-    [NVML_DRIVER_NOT_LOADED] = "Driver Not Loaded",
-    [NVML_TIMEOUT] = "Timeout",
-    [NVML_GPU_IS_LOST] = "GPU is lost",
-    [NVML_RESET_REQUIRED] = "GPU requires restart",
-    [NVML_IN_USE] = "In use by another client",
-    [NVML_MEMORY] = "Insufficient Memory",
-    [NVML_INSUFFICIENT_RESOURCES] = "Insufficient Resources",
-    [NVML_ARGUMENT_VERSION_MISMATCH] = "The provided version is invalid/unsupported",
-    [NVML_NOT_READY] = "The system is not ready for the request",
-    [NVML_INVALID_STATE] = "Invalid state to perform the requested operation",
-};
-
 EXPORT const char *nvmlErrorString(int code)
 {
-    if (code >= 0 && code < (int)(sizeof ERRORS / sizeof ERRORS[0]) && ERRORS[code] != NULL)
-        return ERRORS[code];
-    return "Unknown Error";
+    return nvml_error(code);
 }
 
 /* --- the node ---------------------------------------------------------------------------------------------------- */
@@ -63,7 +44,7 @@ NVML nvmlSystemGetCudaDriverVersion_v2(int *version)
     int result = look_at_node(__func__, &node);
     if (result != NVML_SUCCESS)
         return result;
-    *version = 12080;
+    *version = 12080; /* That of libcuda.so.1 too. */
     state_done();
     return NVML_SUCCESS;
 }
@@ -74,7 +55,9 @@ NVML nvmlDeviceGetCount_v2(uint32_t *count)
     int result = look_at_node(__func__, &node);
     if (result != NVML_SUCCESS)
         return result;
-    *count = node->gpu_count;
+    *count = 0;
+    while (seen_gpu(node, *count) >= 0)
+        ++*count;
     state_done();
     return NVML_SUCCESS;
 }
@@ -95,30 +78,25 @@ NVML nvmlDeviceGetHandleByIndex_v2(uint32_t index, nvml_handle *device)
     int result = look_at_node(__func__, &node);
     if (result != NVML_SUCCESS)
         return result;
-    result = index < node->gpu_count ? found(node, index, device) : NVML_INVALID_ARGUMENT;
+    int seen = seen_gpu(node, index);
+    result = seen >= 0 ? found(node, (uint32_t)seen, device) : NVML_INVALID_ARGUMENT;
     state_done();
     return result;
 }
 
-static int mig_by_uuid(const struct node *node, uint32_t index, const char *uuid, nvml_handle *device)
+static int by_uuid(const struct node *node, uint32_t index, const char *uuid, nvml_handle *device)
 {
-    struct mig_device all[MAX_COMPUTE_INSTANCES];
-    mig_devices(&node->gpus[index], all);
-    for (uint32_t at = 0; at < MAX_COMPUTE_INSTANCES; at++) {
-        if (!all[at].there)
-            continue;
-        const struct gpu_instance *instance = &node->gpus[index].instances[all[at].instance];
-        const struct compute_instance *compute = &instance->compute[all[at].compute];
-        char legacy[UUID_LENGTH * 2];
-        snprintf(legacy, sizeof legacy, "MIG-%s/%u/%u", node->gpus[index].uuid, instance->id, compute->id);
-        if (strcmp(uuid, compute->uuid) == 0 || strcmp(uuid, legacy) == 0) {
-            if (node->gpus[index].lost)
-                return NVML_GPU_IS_LOST;
-            *device = mig_device_handle(index, &all[at]);
-            return NVML_SUCCESS;
-        }
-    }
-    return NVML_NOT_FOUND;
+    struct mig_device mig;
+    if (!sees_gpu(&node->gpus[index]))
+        return NVML_NOT_FOUND;
+    if (strcmp(uuid, node->gpus[index].uuid) == 0)
+        return found(node, index, device);
+    if (!find_mig_device(&node->gpus[index], uuid, &mig))
+        return NVML_NOT_FOUND;
+    if (node->gpus[index].lost)
+        return NVML_GPU_IS_LOST;
+    *device = mig_device_handle(index, &mig);
+    return NVML_SUCCESS;
 }
 
 NVML nvmlDeviceGetHandleByUUID(const char *uuid, nvml_handle *device)
@@ -129,8 +107,7 @@ NVML nvmlDeviceGetHandleByUUID(const char *uuid, nvml_handle *device)
         return result;
     result = NVML_NOT_FOUND;
     for (uint32_t index = 0; index < node->gpu_count && result == NVML_NOT_FOUND; index++)
-        result = strcmp(uuid, node->gpus[index].uuid) == 0 ? found(node, index, device)
-                                                           : mig_by_uuid(node, index, uuid, device);
+        result = by_uuid(node, index, uuid, device);
     state_done();
     return result;
 }
@@ -146,7 +123,7 @@ NVML nvmlDeviceGetHandleByPciBusId_v2(const char *address, nvml_handle *device)
     if (sscanf(address, "%x:%x:%x", &domain, &bus, &slot) == 3) {
         result = NVML_NOT_FOUND;
         for (uint32_t index = 0; index < node->gpu_count; index++)
-            if (node->gpus[index].bus == bus && domain == 0 && slot == 0)
+            if (node->gpus[index].bus == bus && domain == 0 && slot == 0 && sees_gpu(&node->gpus[index]))
                 result = found(node, index, device);
     }
     state_done();
@@ -155,7 +132,16 @@ NVML nvmlDeviceGetHandleByPciBusId_v2(const char *address, nvml_handle *device)
 
 /* --- what a device is -------------------------------------------------------------------------------------------- */
 
-ANSWER(nvmlDeviceGetIndex, GPU, uint32_t, target.index)
+/* Its place among those that the process sees. */
+static uint32_t rank_of(const struct node *node, uint32_t gpu)
+{
+    uint32_t rank = 0;
+    for (uint32_t index = 0; index < gpu; index++)
+        rank += sees_gpu(&node->gpus[index]);
+    return rank;
+}
+
+ANSWER(nvmlDeviceGetIndex, GPU, uint32_t, rank_of(target.node, target.index))
 
 NVML nvmlDeviceGetName(nvml_handle device, char *name, uint32_t length)
 {
@@ -164,13 +150,10 @@ NVML nvmlDeviceGetName(nvml_handle device, char *name, uint32_t length)
     if (result != NVML_SUCCESS)
         return result;
     char text[160];
-    if (target.kind == GPU)
-        snprintf(text, sizeof text, "%s", target.board->name);
-    else if (target.compute->width == profile_of(&target)->compute_slices)
-        snprintf(text, sizeof text, "%s MIG %s", target.board->name, profile_of(&target)->name);
+    if (target.kind == MIG_DEVICE)
+        name_mig_device(text, sizeof text, target.gpu, target.instance, target.compute);
     else
-        snprintf(text, sizeof text, "%s MIG %uc.%s", target.board->name, target.compute->width,
-                 profile_of(&target)->name);
+        snprintf(text, sizeof text, "%s", target.board->name);
     return done(&target, give_text(name, length, text));
 }
 
@@ -190,6 +173,15 @@ NVML nvmlDeviceGetSerial(nvml_handle device, char *serial, uint32_t length)
     if (result != NVML_SUCCESS)
         return result;
     return done(&target, give_text(serial, length, target.gpu->serial));
+}
+
+NVML nvmlDeviceGetVbiosVersion(nvml_handle device, char *version, uint32_t length)
+{
+    struct target target;
+    int result = look(__func__, device, GPU, &target);
+    if (result != NVML_SUCCESS)
+        return result;
+    return done(&target, give_text(version, length, target.board->vbios));
 }
 
 NVML nvmlDeviceGetPciInfo_v3(nvml_handle device, struct nvml_pci *pci)
@@ -226,39 +218,58 @@ ANSWER(nvmlDeviceGetNumGpuCores, GPU, uint32_t, target.board->cores)
 
 ANSWER(nvmlDeviceGetVirtualizationMode, GPU, uint32_t, 0) /* Bare metal. */
 
-ANSWER(nvmlDeviceGetCurrPcieLinkGeneration, GPU, uint32_t, target.board->architecture == 7 ? 4 : 5)
+/* --- the PCIe link ------------------------------------------------------------------------------------------------ */
 
-ANSWER(nvmlDeviceGetCurrPcieLinkWidth, GPU, uint32_t, 16)
+enum { PCIE_WIDTH = 16 };
+
+static uint32_t pcie_generation(const struct board *board)
+{
+    return board->architecture == 7 ? 4 : 5;
+}
+
+ANSWER(nvmlDeviceGetMaxPcieLinkGeneration, GPU, uint32_t, pcie_generation(target.board))
+
+ANSWER(nvmlDeviceGetGpuMaxPcieLinkGeneration, GPU, uint32_t, pcie_generation(target.board))
+
+ANSWER(nvmlDeviceGetMaxPcieLinkWidth, GPU, uint32_t, PCIE_WIDTH)
+
+ANSWER(nvmlDeviceGetCurrPcieLinkGeneration, GPU, uint32_t,
+       target.gpu->pcie_generation ? target.gpu->pcie_generation : pcie_generation(target.board))
+
+ANSWER(nvmlDeviceGetCurrPcieLinkWidth, GPU, uint32_t, target.gpu->pcie_width ? target.gpu->pcie_width : PCIE_WIDTH)
+
+ANSWER(nvmlDeviceGetPcieReplayCounter, GPU, uint32_t, target.gpu->pcie_replays)
 
 /* --- memory and processes ---------------------------------------------------------------------------------------- */
 
-enum { MIB = 1 << 20, RESERVED_MIB = 450, INSTANCE_OVERHEAD_MIB = 12 };
-
-static bool within(const struct process *process, const struct target *target)
+/* Of a GPU in MIG mode as a whole NVML tells only the privileged what its instances' users do. */
+static int look_at_use(const char *symbol, nvml_handle device, struct target *target)
 {
-    if (!process->used)
-        return false;
-    if (target->kind == GPU)
-        return true;
-    return process->gpu_instance == target->instance->id && process->compute_instance == target->compute->id;
+    int result = look(symbol, device, GPU | MIG_DEVICE, target);
+    if (result == NVML_SUCCESS && target->kind == GPU && target->gpu->mig_current && !privileged(target->node))
+        return done(target, NVML_NO_PERMISSION);
+    return result;
 }
 
+/* Memory is a GPU instance's: its compute instances share it. */
 static struct nvml_memory_v2 memory_of(const struct target *target)
 {
-    uint64_t total = target->kind == GPU ? target->board->memory_mib : profile_of(target)->memory_mib;
-    uint64_t reserved = target->kind == GPU ? RESERVED_MIB : INSTANCE_OVERHEAD_MIB, used = 0;
-    for (uint32_t slot = 0; slot < MAX_PROCESSES; slot++)
-        if (within(&target->gpu->processes[slot], target))
-            used += target->gpu->processes[slot].memory;
-    total *= MIB;
-    reserved *= MIB;
+    const struct gpu_instance *instance = target->kind == GPU ? NULL : target->instance;
+    struct range reachable = reach(target->board, instance);
+    struct user users[MAX_USERS];
+    uint64_t total = memory_total(target->board, instance), used = 0;
+    uint64_t reserved = total - (reachable.to - reachable.from);
+    uint32_t count = users_of(target->node, target->index, users);
+    for (uint32_t at = 0; at < count; at++)
+        if (instance == NULL || users[at].gpu_instance == instance->id)
+            used += users[at].memory;
     return (struct nvml_memory_v2){.total = total, .reserved = reserved, .free = total - reserved - used, .used = used};
 }
 
 NVML nvmlDeviceGetMemoryInfo(nvml_handle device, struct nvml_memory *memory)
 {
     struct target target;
-    int result = look(__func__, device, GPU | MIG_DEVICE, &target);
+    int result = look_at_use(__func__, device, &target);
     if (result != NVML_SUCCESS)
         return result;
     struct nvml_memory_v2 all = memory_of(&target);
@@ -269,7 +280,7 @@ NVML nvmlDeviceGetMemoryInfo(nvml_handle device, struct nvml_memory *memory)
 NVML nvmlDeviceGetMemoryInfo_v2(nvml_handle device, struct nvml_memory_v2 *memory)
 {
     struct target target;
-    int result = look(__func__, device, GPU | MIG_DEVICE, &target);
+    int result = look_at_use(__func__, device, &target);
     if (result != NVML_SUCCESS)
         return result;
     if (memory->version != NVML_VERSION(struct nvml_memory_v2, 2))
@@ -291,18 +302,27 @@ NVML nvmlDeviceGetBAR1MemoryInfo(nvml_handle device, struct nvml_bar1 *memory)
     return done(&target, NVML_SUCCESS);
 }
 
+static bool listed(const struct user *user, uint32_t kind, const struct target *target)
+{
+    if (user->kind != kind || user->pid == 0) /* Of another pid namespace: nobody here could name it. */
+        return false;
+    return target->kind == GPU || (user->gpu_instance == target->instance->id &&
+                                   user->compute_instance == target->compute->id);
+}
+
 /* INSUFFICIENT_SIZE with the number needed is how callers learn how much room to make. */
 static int processes(const char *symbol, nvml_handle device, uint32_t kind, uint32_t *count,
                      struct nvml_process *given)
 {
     struct target target;
-    int result = look(symbol, device, GPU | MIG_DEVICE, &target);
+    int result = look_at_use(symbol, device, &target);
     if (result != NVML_SUCCESS)
         return result;
-    uint32_t room = *count, total = 0;
-    for (uint32_t slot = 0; slot < MAX_PROCESSES; slot++) {
-        const struct process *one = &target.gpu->processes[slot];
-        if (one->kind != kind || !within(one, &target))
+    struct user users[MAX_USERS];
+    uint32_t room = *count, total = 0, all = users_of(target.node, target.index, users);
+    for (uint32_t at = 0; at < all; at++) {
+        const struct user *one = &users[at];
+        if (!listed(one, kind, &target))
             continue;
         if (total < room)
             given[total] = (struct nvml_process){one->pid, one->memory, one->gpu_instance, one->compute_instance};

@@ -1,5 +1,5 @@
 /* NVML's event sets. A set belongs to the process that made it and sees what is told after it was registered for. */
-#include "call.h"
+#include "nvml_call.h"
 
 #include <pthread.h>
 #include <string.h>

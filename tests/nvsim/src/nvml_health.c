@@ -1,5 +1,6 @@
 /* NVML's calls about how a GPU is and how it is driven: errors, power, energy, temperature, clocks, modes. */
-#include "call.h"
+#include "nvml_call.h"
+#include "clients.h"
 #include "life.h"
 
 #include <string.h>
@@ -271,6 +272,16 @@ NVML nvmlDeviceGetApplicationsClock(nvml_handle device, uint32_t clock, uint32_t
     return done(&target, clock > CLOCK_VIDEO ? NVML_INVALID_ARGUMENT : NVML_SUCCESS);
 }
 
+NVML nvmlDeviceGetDefaultApplicationsClock(nvml_handle device, uint32_t clock, uint32_t *mhz)
+{
+    struct target target;
+    int result = look(__func__, device, GPU, &target);
+    if (result != NVML_SUCCESS)
+        return result;
+    *mhz = clock == CLOCK_MEMORY ? target.board->memory_mhz : target.board->default_mhz;
+    return done(&target, clock > CLOCK_VIDEO ? NVML_INVALID_ARGUMENT : NVML_SUCCESS);
+}
+
 NVML nvmlDeviceSetApplicationsClocks(nvml_handle device, uint32_t memory, uint32_t graphics)
 {
     struct target target;
@@ -414,7 +425,7 @@ NVML nvmlDeviceModifyDrainState(struct nvml_pci *pci, uint32_t drain)
         struct gpu *gpu = &changed->gpus[index];
         if (gpu->bus != pci->bus)
             continue;
-        result = has_processes(gpu) || gpu->persistence ? NVML_IN_USE : NVML_SUCCESS;
+        result = gpu_in_use(changed, index) || gpu->persistence ? NVML_IN_USE : NVML_SUCCESS;
         if (result == NVML_SUCCESS)
             gpu->draining = drain;
     }

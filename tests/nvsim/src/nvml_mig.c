@@ -1,23 +1,16 @@
 /* NVML's MIG calls: the mode of a GPU, GPU instances, compute instances, MIG devices. */
-#include "call.h"
+#include "nvml_call.h"
+#include "clients.h"
 #include "life.h"
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
-
-static void take(uint32_t milliseconds)
-{
-    struct timespec time = {milliseconds / 1000, (long)(milliseconds % 1000) * 1000000};
-    if (milliseconds)
-        nanosleep(&time, NULL);
-}
 
 /* End a call that takes so long where it succeeds. */
 static int done_in(const struct target *target, int result, uint32_t milliseconds)
 {
     result = done(target, result);
-    take(result == NVML_SUCCESS ? milliseconds : 0);
+    take_time(result == NVML_SUCCESS ? (int64_t)milliseconds * 1000000 : 0);
     return result;
 }
 
@@ -49,7 +42,7 @@ NVML nvmlDeviceSetMigMode(nvml_handle device, uint32_t mode, int *activation)
         return done(&target, NVML_SUCCESS);
     if (gpu->mig_reset_required)
         *activation = NVML_RESET_REQUIRED;
-    else if (has_processes(gpu) || gpu->mig_busy)
+    else if (gpu_held(target.node, target.index))
         *activation = NVML_IN_USE;
     else
         settle_mode(target.node, gpu);
@@ -104,10 +97,11 @@ NVML nvmlDeviceGetGpuInstanceProfileInfoV(nvml_handle device, uint32_t number, s
     return done(&target, NVML_SUCCESS);
 }
 
+/* NVML tells the unprivileged what profiles there are, and not what there is of them. */
 static int profile_by(const char *symbol, nvml_handle device, uint32_t id, bool changes, struct target *target,
                       const struct profile **profile)
 {
-    int result = (changes ? change : look)(symbol, device, GPU, target);
+    int result = (changes ? change : look_privileged)(symbol, device, GPU, target);
     if (result != NVML_SUCCESS)
         return result;
     if (!target->gpu->mig_current)
@@ -255,7 +249,7 @@ NVML nvmlDeviceGetGpuInstances(nvml_handle device, uint32_t id, nvml_handle *ins
 NVML nvmlDeviceGetGpuInstanceById(nvml_handle device, uint32_t id, nvml_handle *instance)
 {
     struct target target;
-    int result = look(__func__, device, GPU, &target);
+    int result = look_privileged(__func__, device, GPU, &target);
     if (result != NVML_SUCCESS)
         return result;
     result = target.gpu->mig_current ? NVML_NOT_FOUND : NVML_NOT_SUPPORTED;
@@ -283,25 +277,14 @@ NVML nvmlGpuInstanceGetInfo(nvml_handle instance, struct nvml_gi_info *info)
     return done(&target, NVML_SUCCESS);
 }
 
-/* Whether a process uses the instance, or one compute instance of it. */
-static bool used_by_process(const struct gpu *gpu, uint32_t instance, uint32_t compute)
-{
-    for (uint32_t slot = 0; slot < MAX_PROCESSES; slot++) {
-        const struct process *one = &gpu->processes[slot];
-        if (one->used && one->gpu_instance == instance &&
-            (compute == NVML_NO_INSTANCE || one->compute_instance == compute))
-            return true;
-    }
-    return false;
-}
-
 NVML nvmlGpuInstanceDestroy(nvml_handle instance)
 {
     struct target target;
     int result = change(__func__, instance, GPU_INSTANCE, &target);
     if (result != NVML_SUCCESS)
         return result;
-    if (compute_instances(target.instance) || used_by_process(target.gpu, target.instance->id, NVML_NO_INSTANCE))
+    if (compute_instances(target.instance) ||
+        instance_in_use(target.node, target.index, target.instance->id, NVML_NO_INSTANCE))
         return done(&target, NVML_IN_USE);
     memset(target.instance, 0, sizeof *target.instance);
     return done_in(&target, NVML_SUCCESS, target.node->destroy_gpu_instance_ms);
@@ -321,10 +304,12 @@ static uint32_t width_in(const struct profile *profile, uint32_t number)
     return width;
 }
 
-static int compute_profile(const char *symbol, nvml_handle instance, uint32_t number, uint32_t engines, bool changes,
-                           struct target *target, uint32_t *width)
+typedef int begin_call(const char *symbol, nvml_handle handle, unsigned kinds, struct target *target);
+
+static int compute_profile(const char *symbol, nvml_handle instance, uint32_t number, uint32_t engines,
+                           begin_call *begin, struct target *target, uint32_t *width)
 {
-    int result = (changes ? change : look)(symbol, instance, GPU_INSTANCE, target);
+    int result = begin(symbol, instance, GPU_INSTANCE, target);
     if (result != NVML_SUCCESS)
         return result;
     if (number >= NVML_COMPUTE_INSTANCE_PROFILE_COUNT || engines != 0)
@@ -338,7 +323,7 @@ NVML nvmlGpuInstanceGetComputeInstanceProfileInfo(nvml_handle instance, uint32_t
 {
     struct target target;
     uint32_t width;
-    int result = compute_profile(__func__, instance, number, engines, false, &target, &width);
+    int result = compute_profile(__func__, instance, number, engines, look, &target, &width);
     if (result != NVML_SUCCESS)
         return result;
     const struct profile *it = profile_of(&target);
@@ -350,20 +335,12 @@ NVML nvmlGpuInstanceGetComputeInstanceProfileInfo(nvml_handle instance, uint32_t
     return done(&target, NVML_SUCCESS);
 }
 
-static void name_compute(char *name, size_t size, const struct profile *profile, uint32_t width)
-{
-    if (width == profile->compute_slices)
-        snprintf(name, size, "%s", profile->name);
-    else
-        snprintf(name, size, "%uc.%s", width, profile->name);
-}
-
 NVML nvmlGpuInstanceGetComputeInstanceProfileInfoV(nvml_handle instance, uint32_t number, uint32_t engines,
                                                    struct nvml_ci_profile_v2 *info)
 {
     struct target target;
     uint32_t width;
-    int result = compute_profile(__func__, instance, number, engines, false, &target, &width);
+    int result = compute_profile(__func__, instance, number, engines, look, &target, &width);
     if (result != NVML_SUCCESS)
         return result;
     if (info->version != NVML_VERSION(struct nvml_ci_profile_v2, 2))
@@ -375,7 +352,7 @@ NVML nvmlGpuInstanceGetComputeInstanceProfileInfoV(nvml_handle instance, uint32_
         .shared_decoders = it->decoders, .shared_jpegs = it->jpegs, .shared_ofas = it->ofas,
     };
     char short_name[80];
-    name_compute(short_name, sizeof short_name, it, width);
+    name_profile(short_name, sizeof short_name, it, width);
     snprintf(info->name, sizeof info->name, "MIG %s", short_name);
     return done(&target, NVML_SUCCESS);
 }
@@ -404,7 +381,7 @@ NVML nvmlGpuInstanceGetComputeInstanceRemainingCapacity(nvml_handle instance, ui
 {
     struct target target;
     uint32_t width;
-    int result = compute_profile(__func__, instance, number, 0, false, &target, &width);
+    int result = compute_profile(__func__, instance, number, 0, look_privileged, &target, &width);
     if (result != NVML_SUCCESS)
         return result;
     uint32_t bits = computing(target.instance);
@@ -454,7 +431,7 @@ NVML nvmlGpuInstanceCreateComputeInstance(nvml_handle instance, uint32_t number,
 {
     struct target target;
     uint32_t width;
-    int result = compute_profile(__func__, instance, number, 0, true, &target, &width);
+    int result = compute_profile(__func__, instance, number, 0, change, &target, &width);
     if (result != NVML_SUCCESS)
         return result;
     int start = first_free(&target, width);
@@ -476,7 +453,7 @@ NVML nvmlGpuInstanceGetComputeInstances(nvml_handle instance, uint32_t number, n
 {
     struct target target;
     uint32_t width;
-    int result = compute_profile(__func__, instance, number, 0, false, &target, &width);
+    int result = compute_profile(__func__, instance, number, 0, look_privileged, &target, &width);
     if (result != NVML_SUCCESS)
         return result;
     *count = 0;
@@ -491,7 +468,7 @@ NVML nvmlGpuInstanceGetComputeInstances(nvml_handle instance, uint32_t number, n
 NVML nvmlGpuInstanceGetComputeInstanceById(nvml_handle instance, uint32_t id, nvml_handle *compute)
 {
     struct target target;
-    int result = look(__func__, instance, GPU_INSTANCE, &target);
+    int result = look_privileged(__func__, instance, GPU_INSTANCE, &target);
     if (result != NVML_SUCCESS)
         return result;
     result = NVML_NOT_FOUND;
@@ -538,7 +515,7 @@ NVML nvmlComputeInstanceDestroy(nvml_handle compute)
     int result = change(__func__, compute, COMPUTE_INSTANCE, &target);
     if (result != NVML_SUCCESS)
         return result;
-    if (used_by_process(target.gpu, target.instance->id, target.compute->id))
+    if (instance_in_use(target.node, target.index, target.instance->id, target.compute->id))
         return done(&target, NVML_IN_USE);
     memset(target.compute, 0, sizeof *target.compute);
     return done_in(&target, NVML_SUCCESS, target.node->destroy_compute_instance_ms);

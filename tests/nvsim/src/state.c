@@ -2,12 +2,15 @@
 #define _GNU_SOURCE
 #include "state.h"
 
+#include "clients.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,27 +32,68 @@ struct file {
 struct mapping {
     struct file *file;
     int descriptor;
+    int clients;
     char path[PATH_MAX];
 };
 
 enum { CLIENT, CONTROL };
 
-static struct mapping mappings[2] = {{.descriptor = -1}, {.descriptor = -1}};
+#define NOTHING {.descriptor = -1, .clients = -1}
+
+static struct mapping mappings[2] = {NOTHING, NOTHING};
 static __thread int current = CLIENT;
 static pthread_mutex_t threads = PTHREAD_MUTEX_INITIALIZER;
+
+static struct node *in_force(const struct mapping *mapping)
+{
+    return &mapping->file->copies[atomic_load(&mapping->file->active)];
+}
+
+/* Locks of open file descriptions: they exclude the threads of one process and the libraries within it, each of which
+ * opens the file for itself, and the kernel gives them back when the last who has the description open dies. */
+static void file_lock(const struct mapping *mapping, short type)
+{
+    struct flock whole = {.l_type = type, .l_whence = SEEK_SET};
+    while (fcntl(mapping->descriptor, F_OFD_SETLKW, &whole) != 0 && errno == EINTR)
+        ;
+}
+
+static bool same_file(int one, int other)
+{
+    struct stat first, second;
+    return one >= 0 && other >= 0 && fstat(one, &first) == 0 && fstat(other, &second) == 0 &&
+           first.st_ino == second.st_ino && first.st_dev == second.st_dev;
+}
+
+/* Whether this process holds locks in the file of clients, all of which end when it closes any descriptor of it. */
+static bool locks_in(const struct mapping *mapping)
+{
+    return client_of_this_process(in_force(mapping)) ||
+           (watches_node() && same_file(mapping->clients, mappings[CLIENT].clients));
+}
 
 static void unmap(struct mapping *mapping)
 {
     if (mapping->file != NULL) {
+        file_lock(mapping, F_WRLCK);
+        if (mapping->clients >= 0 && !locks_in(mapping))
+            close(mapping->clients);
+        file_lock(mapping, F_UNLCK);
         munmap(mapping->file, sizeof(struct file));
         close(mapping->descriptor);
     }
-    *mapping = (struct mapping){.descriptor = -1};
+    *mapping = (struct mapping)NOTHING;
+}
+
+static void beside(char *path, const char *state)
+{
+    snprintf(path, PATH_MAX, "%s.clients", state);
 }
 
 static bool map(struct mapping *mapping, const char *path)
 {
     struct stat info;
+    char clients[PATH_MAX];
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return false;
@@ -65,8 +109,10 @@ static bool map(struct mapping *mapping, const char *path)
         return false;
     }
     unmap(mapping);
+    beside(clients, path);
     mapping->file = mapped;
     mapping->descriptor = fd;
+    mapping->clients = open(clients, O_RDWR | O_CLOEXEC);
     snprintf(mapping->path, sizeof mapping->path, "%s", path);
     return true;
 }
@@ -75,7 +121,6 @@ bool state_open(const char *path)
 {
     if (path == NULL)
         return false;
-    /* Closing any descriptor of a file ends a process' locks on it: not while a thread holds one. */
     pthread_mutex_lock(&threads);
     bool opened = map(&mappings[CLIENT], path);
     pthread_mutex_unlock(&threads);
@@ -114,41 +159,59 @@ static struct file *in_use(void)
     return mappings[current].file;
 }
 
-/* Record locks are a process' own: a child does not inherit them, and the kernel gives them back when it dies. They do not
- * exclude its threads, so those have a mutex. */
-static void lock(void)
+int state_clients(void)
 {
-    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    if (current == CLIENT)
-        pthread_mutex_lock(&threads);
-    while (fcntl(mappings[current].descriptor, F_SETLKW, &whole) != 0 && errno == EINTR)
-        ;
+    return mappings[current].clients;
 }
 
-static void fresh_mutex(void)
+static void lock(void)
 {
-    pthread_mutex_init(&threads, NULL);
+    if (current == CLIENT)
+        pthread_mutex_lock(&threads);
+    file_lock(&mappings[current], F_WRLCK);
+}
+
+/* A child has its parent's descriptors, and with them its locks: it opens the files for itself. */
+static void open_again(struct mapping *mapping)
+{
+    char same[64];
+    snprintf(same, sizeof same, "/proc/self/fd/%d", mapping->descriptor);
+    int fd = open(same, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        fd = open(mapping->path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    dup3(fd, mapping->descriptor, O_CLOEXEC);
+    close(fd);
+}
+
+static void in_child(void)
+{
+    pthread_mutex_init(&threads, NULL); /* A thread that held it does not live on in the child. */
+    for (int which = CLIENT; which <= CONTROL; which++)
+        if (mappings[which].file != NULL)
+            open_again(&mappings[which]);
 }
 
 __attribute__((constructor)) static void at_fork(void)
 {
-    pthread_atfork(NULL, NULL, fresh_mutex); /* A thread that held it does not live on in the child. */
+    pthread_atfork(NULL, NULL, in_child);
 }
 
 const struct node *state_look(void)
 {
     lock();
-    struct file *file = in_use();
-    return &file->copies[atomic_load(&file->active)];
+    return in_force(&mappings[current]);
 }
 
 struct node *state_change(void)
 {
     lock();
     struct file *file = in_use();
-    uint32_t active = atomic_load(&file->active);
-    memcpy(&file->copies[active ^ 1], &file->copies[active], sizeof(struct node));
-    return &file->copies[active ^ 1];
+    const struct node *now = in_force(&mappings[current]);
+    struct node *next = &file->copies[atomic_load(&file->active) ^ 1];
+    memcpy(next, now, offsetof(struct node, gpus) + now->gpu_count * sizeof now->gpus[0]);
+    return next;
 }
 
 void state_commit(void)
@@ -165,33 +228,39 @@ void state_commit(void)
 
 void state_done(void)
 {
-    struct flock whole = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
-    fcntl(mappings[current].descriptor, F_SETLK, &whole);
+    file_lock(&mappings[current], F_UNLCK);
     current = CLIENT;
     pthread_mutex_unlock(&threads);
 }
 
-bool state_write(const char *path, const struct node *node)
+/* Write a file beside `path` and put it there in one step. Anybody may open it: containers run as anybody. */
+static bool put(const char *path, const void *content, size_t size)
 {
     char fresh[PATH_MAX];
     snprintf(fresh, sizeof fresh, "%s.%d", path, (int)getpid());
     int fd = open(fresh, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0)
         return false;
-    struct file *blank = calloc(1, sizeof *blank);
-    bool written = false;
-    if (blank != NULL) {
-        blank->magic = STATE_MAGIC;
-        blank->size = sizeof *blank;
-        blank->copies[0] = *node;
-        written = write(fd, blank, sizeof *blank) == (ssize_t)sizeof *blank;
-        free(blank);
-    }
-    fchmod(fd, 0666); /* Containers run as anybody. */
+    bool written = write(fd, content, size) == (ssize_t)size && fchmod(fd, 0666) == 0;
     close(fd);
     written = written && rename(fresh, path) == 0;
     if (!written)
         unlink(fresh);
+    return written;
+}
+
+bool state_write(const char *path, const struct node *node)
+{
+    char clients[PATH_MAX];
+    beside(clients, path);
+    struct file *blank = calloc(1, sizeof *blank);
+    if (blank == NULL)
+        return false;
+    blank->magic = STATE_MAGIC;
+    blank->size = sizeof *blank;
+    blank->copies[0] = *node;
+    bool written = put(clients, "", 0) && put(path, blank, sizeof *blank);
+    free(blank);
     return written;
 }
 
@@ -215,6 +284,13 @@ int64_t clock_monotonic(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+void take_time(int64_t nanoseconds)
+{
+    struct timespec left = {nanoseconds / 1000000000, nanoseconds % 1000000000};
+    while (nanoseconds > 0 && nanosleep(&left, &left) != 0 && errno == EINTR)
+        ;
 }
 
 int64_t clock_now(const struct node *node)

@@ -79,3 +79,8 @@ def full_width(instance: Any, slices: int) -> Any:  # noqa: ANN401
     """The compute instance that has all of a GPU instance."""
     numbers = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}
     return pynvml.nvmlGpuInstanceCreateComputeInstance(instance, numbers[slices])
+
+
+def pids(device: Any) -> list[int]:  # noqa: ANN401
+    """Processes that compute on a GPU or a MIG device."""
+    return sorted(one.pid for one in pynvml.nvmlDeviceGetComputeRunningProcesses(device))

@@ -204,6 +204,37 @@ def test_what_a_gpu_is(node: Node) -> None:
     assert pynvml.nvmlDeviceGetMemoryInfo(device).used - whole.used == 1 << 30
 
 
+def test_application_clocks_are_set_and_go_back_to_their_default(node: Node) -> None:
+    del node
+    device = calls.gpu()
+    default = pynvml.nvmlDeviceGetDefaultApplicationsClock(device, pynvml.NVML_CLOCK_SM)
+    pynvml.nvmlDeviceSetApplicationsClocks(device, 1215, 1410)
+    assert pynvml.nvmlDeviceGetApplicationsClock(device, pynvml.NVML_CLOCK_SM) == 1410 != default
+    pynvml.nvmlDeviceResetApplicationsClocks(device)
+    assert pynvml.nvmlDeviceGetApplicationsClock(device, pynvml.NVML_CLOCK_SM) == default == 1095
+
+
+def test_a_pcie_link_that_has_come_down(node: Node) -> None:
+    device = calls.gpu()
+
+    def link() -> tuple[int, int, int]:
+        return (
+            pynvml.nvmlDeviceGetCurrPcieLinkGeneration(device),
+            pynvml.nvmlDeviceGetCurrPcieLinkWidth(device),
+            pynvml.nvmlDeviceGetPcieReplayCounter(device),
+        )
+
+    assert link() == (4, 16, 0)
+    for field, value in (("pcie_generation", 3), ("pcie_width", 8), ("pcie_replays", 5)):
+        node.set(field, value, gpu=0)
+    assert link() == (3, 8, 5)
+    assert (
+        pynvml.nvmlDeviceGetMaxPcieLinkGeneration(device) == pynvml.nvmlDeviceGetGpuMaxPcieLinkGeneration(device) == 4
+    )
+    assert pynvml.nvmlDeviceGetMaxPcieLinkWidth(device) == 16
+    assert pynvml.nvmlDeviceGetVbiosVersion(device).startswith("92.00.")
+
+
 def test_fields_by_number(node: Node) -> None:
     node.set("recovery_action", 2, gpu=0)
     node.set("memory_celsius", 44, gpu=0)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.binaries import BuildError
 from tests.nvsim import library as module
-from tests.nvsim.library import compiler, library
+from tests.nvsim.library import compiler, driver, library
 
 
 def test_the_compiler_is_the_users_own_if_there_is_one(tmp_path: Path) -> None:
@@ -39,3 +41,14 @@ def test_it_is_built_once_for_each_state_of_its_source(tmp_path: Path) -> None:
     first = library(environ={"PATH": "/bin:/usr/bin:/usr/local/bin", "XDG_CACHE_HOME": str(tmp_path)})
     assert library(environ={"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}) == first
     assert library(without=("nvmlDeviceGetName",)) != library()
+
+
+def test_both_libraries_and_nvidia_smi_lie_side_by_side_and_offer_nothing_of_their_own() -> None:
+    folder = driver()
+    assert {path.name for path in folder.iterdir()} == {"libnvidia-ml.so.1", "libcuda.so.1", "nvidia-smi"}
+    assert library() == folder / "libnvidia-ml.so.1"
+    nvml, cuda = ctypes.CDLL(str(library())), ctypes.CDLL(str(folder / "libcuda.so.1"))
+    for name, offered_by in {"nvmlInit_v2": [nvml], "nvsim_create": [nvml], "cuInit": [cuda], "state_look": []}.items():
+        assert [one for one in (nvml, cuda) if hasattr(one, name)] == offered_by
+    for soname in ("libnvidia-ml.so.1", "libcuda.so.1"):
+        ctypes.CDLL(soname, mode=os.RTLD_NOLOAD)  # Fails where nothing of that SONAME is loaded.

@@ -2,14 +2,12 @@
  *
  * Handles are tagged numbers and never addresses: a stale or forged one gives INVALID_ARGUMENT, in any process.
  */
-#ifndef CALL_H
-#define CALL_H
+#ifndef NVML_CALL_H
+#define NVML_CALL_H
 
-#include "boards.h"
+#include "devices.h"
 #include "nvml_abi.h"
-#include "state.h"
 
-#define EXPORT __attribute__((visibility("default")))
 /* An NVML function. */
 #define NVML EXPORT int
 
@@ -29,7 +27,9 @@ struct target {
 
 /* Begin a call about `handle`, which may be of any of `kinds`. On success the node is locked until `done`. */
 int look(const char *symbol, nvml_handle handle, unsigned kinds, struct target *target);
-/* The same for a call that changes the node: refused to the unprivileged. */
+/* The same for a call that is refused to the unprivileged. */
+int look_privileged(const char *symbol, nvml_handle handle, unsigned kinds, struct target *target);
+/* The same for a call that changes the node, which is refused to them too. */
 int change(const char *symbol, nvml_handle handle, unsigned kinds, struct target *target);
 /* End a call. A change is in force from here on, unless `result` is an error. */
 int done(const struct target *target, int result);
@@ -56,24 +56,11 @@ nvml_handle instance_handle(const struct target *target, const struct gpu_instan
 nvml_handle compute_handle(const struct target *target, const struct gpu_instance *instance,
                            const struct compute_instance *compute);
 
-/* Whether the calling process may change anything. */
-bool privileged(const struct node *node);
-
-const struct profile *profile_by_number(const struct board *board, uint32_t number);
-const struct profile *profile_by_id(const struct board *board, uint32_t id);
 const struct profile *profile_of(const struct target *target);
-uint32_t compute_instances(const struct gpu_instance *instance);
 
 /* Copy text into a caller's buffer, as NVML does: whole, or INSUFFICIENT_SIZE. */
 int give_text(char *buffer, uint32_t length, const char *text);
 
-/* The MIG devices of a GPU by index: slots of GPU and compute instance, or false for a hole. */
-struct mig_device {
-    bool there;
-    uint32_t instance, compute;
-    uint32_t serial;
-};
-void mig_devices(const struct gpu *gpu, struct mig_device found[MAX_COMPUTE_INSTANCES]);
 nvml_handle mig_device_handle(uint32_t gpu, const struct mig_device *device);
 
 /* Of this process: whether NVML is initialised, and what MIG devices there were when it was. */

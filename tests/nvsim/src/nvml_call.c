@@ -1,11 +1,13 @@
-/* Handles, faults and permissions: see call.h. Also what a process keeps for itself: its initialisation. */
+/* Handles, faults and permissions: see nvml_call.h. Also what a process keeps for itself: its initialisation. */
 #define _GNU_SOURCE
-#include "call.h"
+#include "nvml_call.h"
+
+#include "clients.h"
+#include "faults.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 static unsigned references;
 static pthread_mutex_t initialising = PTHREAD_MUTEX_INITIALIZER;
@@ -68,66 +70,35 @@ static int resolve(struct node *node, nvml_handle given, unsigned kinds, struct 
 
 /* --- faults ------------------------------------------------------------------------------------------------------ */
 
-static bool matches(const struct fault *fault, const char *symbol, const struct target *target)
-{
-    if (!fault->used || (strcmp(fault->symbol, "*") != 0 && strcmp(fault->symbol, symbol) != 0))
-        return false;
-    if (fault->times != 0 && fault->seen >= fault->after + fault->times)
-        return false;
-    if (fault->gpu >= 0 && (target->gpu == NULL || (uint32_t)fault->gpu != target->index))
-        return false;
-    return fault->gpu_instance < 0 ||
-           (target->instance != NULL && target->instance->id == (uint32_t)fault->gpu_instance);
-}
-
-static struct fault *due(struct node *node, const char *symbol, nvml_handle given)
+/* Let a fault that is due have its way with a call about that handle. */
+static int suffer_about(const char *symbol, nvml_handle given)
 {
     struct target target = {0};
+    struct node *node = (struct node *)state_look();
     (void)resolve(node, given, ~0u, &target);
-    for (uint32_t slot = 0; slot < MAX_FAULTS; slot++)
-        if (matches(&node->faults[slot], symbol, &target))
-            return &node->faults[slot];
-    return NULL;
-}
-
-/* Let the first fault that matches have its way: sleep as long as it says, and say what it wants returned. */
-static int suffer(const char *symbol, nvml_handle given)
-{
-    uint32_t result = NVML_SUCCESS, delay = 0;
-    bool any = due((struct node *)state_look(), symbol, given) != NULL;
+    struct subject subject = {
+        target.gpu == NULL ? -1 : (int)target.index, target.instance == NULL ? -1 : (int)target.instance->id,
+    };
+    bool any = fault_due(node, symbol, subject) != NULL;
     state_done();
-    if (!any)
-        return NVML_SUCCESS;
-    struct fault *fault = due(state_change(), symbol, given);
-    if (fault != NULL && fault->seen++ >= fault->after) {
-        result = fault->result;
-        delay = fault->delay_ms;
-    }
-    state_commit();
-    state_done();
-    struct timespec time = {delay / 1000, (long)(delay % 1000) * 1000000};
-    nanosleep(&time, NULL);
-    return (int)result;
+    return any ? (int)suffer(symbol, subject) : NVML_SUCCESS;
 }
 
 /* --- calls ------------------------------------------------------------------------------------------------------- */
 
-bool privileged(const struct node *node)
-{
-    return !node->unprivileged && getenv("NVSIM_UNPRIVILEGED") == NULL;
-}
+enum way { LOOK, LOOK_PRIVILEGED, CHANGE };
 
-static int begin(const char *symbol, nvml_handle given, unsigned kinds, struct target *target, bool changes)
+static int begin(const char *symbol, nvml_handle given, unsigned kinds, struct target *target, enum way way)
 {
     if (!initialised())
         return NVML_UNINITIALIZED;
-    int result = suffer(symbol, given);
+    int result = suffer_about(symbol, given);
     if (result != NVML_SUCCESS)
         return result;
-    struct node *node = changes ? state_change() : (struct node *)state_look();
+    struct node *node = way == CHANGE ? state_change() : (struct node *)state_look();
     result = resolve(node, given, kinds, target);
-    target->changes = changes;
-    if (result == NVML_SUCCESS && changes && !privileged(node))
+    target->changes = way == CHANGE;
+    if (result == NVML_SUCCESS && way != LOOK && !privileged(node))
         result = NVML_NO_PERMISSION;
     if (result != NVML_SUCCESS)
         state_done();
@@ -136,12 +107,17 @@ static int begin(const char *symbol, nvml_handle given, unsigned kinds, struct t
 
 int look(const char *symbol, nvml_handle given, unsigned kinds, struct target *target)
 {
-    return begin(symbol, given, kinds, target, false);
+    return begin(symbol, given, kinds, target, LOOK);
+}
+
+int look_privileged(const char *symbol, nvml_handle given, unsigned kinds, struct target *target)
+{
+    return begin(symbol, given, kinds, target, LOOK_PRIVILEGED);
 }
 
 int change(const char *symbol, nvml_handle given, unsigned kinds, struct target *target)
 {
-    return begin(symbol, given, kinds, target, true);
+    return begin(symbol, given, kinds, target, CHANGE);
 }
 
 int done(const struct target *target, int result)
@@ -156,7 +132,7 @@ int look_at_node(const char *symbol, const struct node **node)
 {
     if (!initialised())
         return NVML_UNINITIALIZED;
-    int result = suffer(symbol, NULL);
+    int result = suffer_about(symbol, NULL);
     return result == NVML_SUCCESS ? look_again_at_node(node) : result;
 }
 
@@ -179,64 +155,9 @@ int give_text(char *buffer, uint32_t length, const char *text)
     return NVML_SUCCESS;
 }
 
-/* --- profiles and MIG devices ------------------------------------------------------------------------------------ */
-
-const struct profile *profile_by_number(const struct board *board, uint32_t number)
-{
-    for (uint32_t row = 0; row < board->profile_count; row++)
-        if (board->profiles[row].number == number)
-            return &board->profiles[row];
-    return NULL;
-}
-
-const struct profile *profile_by_id(const struct board *board, uint32_t id)
-{
-    for (uint32_t row = 0; row < board->profile_count; row++)
-        if (board->profiles[row].id == id)
-            return &board->profiles[row];
-    return NULL;
-}
-
 const struct profile *profile_of(const struct target *target)
 {
     return &target->board->profiles[target->instance->profile];
-}
-
-uint32_t compute_instances(const struct gpu_instance *instance)
-{
-    uint32_t count = 0;
-    for (uint32_t slot = 0; slot < MAX_COMPUTE_INSTANCES; slot++)
-        count += instance->compute[slot].used;
-    return count;
-}
-
-static int by_instance_id(const void *one, const void *other)
-{
-    const struct mig_device *a = one, *b = other;
-    return a->serial < b->serial ? -1 : a->serial > b->serial;
-}
-
-void mig_devices(const struct gpu *gpu, struct mig_device found[MAX_COMPUTE_INSTANCES])
-{
-    struct mig_device all[MAX_GPU_INSTANCES * MAX_COMPUTE_INSTANCES];
-    uint32_t count = 0;
-    for (uint32_t slot = 0; slot < MAX_GPU_INSTANCES; slot++) {
-        const struct gpu_instance *instance = &gpu->instances[slot];
-        for (uint32_t compute = 0; instance->used && compute < MAX_COMPUTE_INSTANCES; compute++)
-            if (instance->compute[compute].used) {
-                uint32_t order = instance->id * 16 + instance->compute[compute].id;
-                all[count++] = (struct mig_device){true, slot, compute, order};
-            }
-    }
-    qsort(all, count, sizeof all[0], by_instance_id);
-    memset(found, 0, MAX_COMPUTE_INSTANCES * sizeof found[0]);
-    for (uint32_t index = 0, next = 0; index < MAX_COMPUTE_INSTANCES && next < count; index++) {
-        if (gpu->hidden_indices >> index & 1)
-            continue;
-        found[index] = all[next++];
-        const struct gpu_instance *instance = &gpu->instances[found[index].instance];
-        found[index].serial = instance->compute[found[index].compute].serial;
-    }
 }
 
 /* --- initialisation of this process ------------------------------------------------------------------------------ */
@@ -253,7 +174,7 @@ const struct mig_device *enumerated_at_init(uint32_t gpu)
 
 static int load(void)
 {
-    if (!state_open(getenv("NVSIM_STATE")))
+    if (!sees_node("nvidiactl") || !state_open(getenv("NVSIM_STATE")))
         return NVML_DRIVER_NOT_LOADED; /* There is a library, but no driver behind it. */
     const struct node *node = state_look();
     bool loaded = node->driver_loaded;
@@ -262,7 +183,7 @@ static int load(void)
     state_done();
     if (!loaded)
         state_close();
-    return loaded ? suffer("nvmlInitWithFlags", NULL) : NVML_DRIVER_NOT_LOADED;
+    return loaded ? suffer_about("nvmlInitWithFlags", NULL) : NVML_DRIVER_NOT_LOADED;
 }
 
 NVML nvmlInitWithFlags(uint32_t flags)
@@ -270,6 +191,8 @@ NVML nvmlInitWithFlags(uint32_t flags)
     (void)flags;
     pthread_mutex_lock(&initialising);
     int result = references == 0 ? load() : NVML_SUCCESS;
+    if (result == NVML_SUCCESS && references == 0)
+        watch_node(true);
     if (result == NVML_SUCCESS)
         __atomic_add_fetch(&references, 1, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&initialising);
@@ -285,8 +208,8 @@ NVML nvmlShutdown(void)
 {
     pthread_mutex_lock(&initialising);
     int result = references > 0 ? NVML_SUCCESS : NVML_UNINITIALIZED;
-    if (references > 0)
-        __atomic_sub_fetch(&references, 1, __ATOMIC_SEQ_CST);
+    if (references > 0 && __atomic_sub_fetch(&references, 1, __ATOMIC_SEQ_CST) == 0)
+        watch_node(false);
     pthread_mutex_unlock(&initialising);
     return result;
 }
