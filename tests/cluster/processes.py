@@ -42,7 +42,9 @@ class Processes:
     Bound to the event loop in which `start_supervisor` was awaited.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, supervisor: Path = SUPERVISOR) -> None:
+        """Nothing is started here. supervisor: the script at the other end of the pipe."""
+        self._script = supervisor
         self.directory = Path()
         """The folder; it vanishes with the supervisor."""
         self.ports: list[int] = []
@@ -61,7 +63,7 @@ class Processes:
     async def start_supervisor(self, port_count: int) -> None:
         """Start the supervisor and learn its folder and ports. Raises ProgramError when it does not come up."""
         self._supervisor = subprocess.Popen(  # noqa: ASYNC220 - a fork and an exec, no wait
-            [sys.executable, "-I", "-S", str(SUPERVISOR), str(os.getpid()), str(port_count)],
+            [sys.executable, "-I", "-S", str(self._script), str(os.getpid()), str(port_count)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -83,13 +85,16 @@ class Processes:
 
         Its output is appended to `log_of(name)`. Raises ProgramError when it cannot be executed or `name` still runs.
         """
+        return await self._begin("start", name, {"argv": list(argv), "env": dict(env), "log": str(self.log_of(name))})
+
+    async def _begin(self, do: str, name: str, details: Mapping[str, object]) -> int:
         if name in self._programs and self.alive(name):
             raise ProgramError(f"{name} runs already (pid {self._programs[name].pid}); kill it first.")
         program = self._programs[name] = _Program(log=self.log_of(name))
-        self._ask({"do": "start", "name": name, "argv": list(argv), "env": dict(env), "log": str(program.log)})
+        self._ask({"do": do, "name": name, **details})
         await self._until(program, lambda: program.pid is not None or program.message is not None)
         if program.pid is None:
-            raise ProgramError(f"{name} cannot be started ({argv[0]}): {program.message}")
+            raise ProgramError(f"{name} cannot be started: {program.message}")
         return program.pid
 
     async def kill(self, name: str) -> None:

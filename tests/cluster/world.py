@@ -260,7 +260,8 @@ class World:
                 await self.start_agent(server)
         else:
             await self._spawn_agents(agent_name("all"), self.servers)
-        await self._spawn_kubelets()
+        if self.servers:
+            await self._spawn_kubelets()
         if self._operator:
             await self.operator_ready()
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import IO, Any, Final, ParamSpec, TypeVar
 
 import msgspec
@@ -139,12 +140,15 @@ class Agent:
         """What disk and hardware tell."""
         boot_id = await self._gpus.boot_id()
         saved = await asyncio.to_thread(checkpoint.read, self._settings.checkpoint)
-        situation = checkpoint.situation_of(saved)
+        situation = replace(
+            checkpoint.situation_of(saved),
+            probation=timedelta(seconds=self._settings.probation_seconds),
+            destroys_foreign=self._settings.adopt_foreign is AdoptForeign.DESTROY,
+        )
         if saved.boot_id != boot_id:
             situation = known.rebooted(situation, self._clock.now())
         situation = known.listed(situation, await self._list(known.sound(situation)))
-        destroys = self._settings.adopt_foreign is AdoptForeign.DESTROY
-        return Memory(self._settings.checkpoint, boot_id, replace(situation, destroys_foreign=destroys), self._clock)
+        return Memory(self._settings.checkpoint, boot_id, situation, self._clock)
 
     async def _persist(self, call: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call until the API server has answered: without it there is nothing to do."""

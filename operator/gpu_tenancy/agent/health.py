@@ -13,7 +13,7 @@ from typing import Final
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.gpus import GpuEvent
-from gpu_tenancy.agent.situation import PROBATION, WHOLE_GPU, Fence, Remedy, Situation
+from gpu_tenancy.agent.situation import WHOLE_GPU, Fence, Remedy, Situation
 from gpu_tenancy.agent.steps import instance_mask, mask_of
 
 APPLICATION: Final = frozenset({13, 31, 43, 45, 68, 109})
@@ -72,8 +72,8 @@ def verdict(situation: Situation, event: GpuEvent, now: datetime) -> Fence | Non
         reason = f"{what}; it is reset once nobody is on it"
         return Fence(gpu=event.gpu, mask=WHOLE_GPU, reason=reason, remedy=Remedy.RESET)
     where = "" if mask == WHOLE_GPU else f" on GPU instance {event.gpu_instance}"
-    reason = f"{what}{where}; it is used again after {PROBATION.seconds // 60} minutes"
-    return Fence(gpu=event.gpu, mask=mask, reason=reason, until=now + PROBATION)
+    reason = f"{what}{where}; it is used again after {situation.probation.total_seconds():.0f} s"
+    return Fence(gpu=event.gpu, mask=mask, reason=reason, until=now + situation.probation)
 
 
 def _mask(situation: Situation, event: GpuEvent) -> int:

@@ -74,6 +74,8 @@ class AgentSettings(Configuration):
     """First pause after a process was seen; doubles up to twenty times as much."""
     scrub_seconds: float = Field(default=30.0, gt=0)
     """How long one scrub may take before it is killed and tried again."""
+    probation_seconds: float = Field(default=600.0, ge=0)
+    """How long a place stays out of use after an error, or after a device could not be made there in time."""
     deadline_seconds: float = Field(default=1.0, gt=0)
     """Period in which deadlines of hand-overs are looked at while there is one."""
     retry_seconds: float = Field(default=0.5, gt=0)

@@ -21,7 +21,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 PROBATION: Final = timedelta(minutes=10)
-"""How long a place stays out of use on which a device could not be made in time."""
+"""How long by default a place stays out of use after an error, or after a device could not be made there in time."""
 WHOLE_GPU: Final = 0xFF
 """All eight memory slices."""
 
@@ -189,6 +189,8 @@ class Situation:
     """Who had which memory slice of which GPU last."""
     fences: tuple[Fence, ...] = ()
     """Where nothing is made or served for now."""
+    probation: timedelta = PROBATION
+    """How long a place stays out of use after an error."""
     destroys_foreign: bool = False
     """Instances that the agent did not create are destroyed like orphans of its own."""
     declared: Mapping[int, GpuMode] = field(default_factory=dict)
@@ -434,7 +436,7 @@ def drained(situation: Situation, device: str, mask: int, now: datetime) -> Situ
     gone = situation.held[device]
     if gone.ready_at is None and gone.overdue:
         reason = f"{device} could not be made in time: {gone.message}"
-        fence = Fence(gpu=gone.slot.gpu, mask=mask, reason=reason, until=now + PROBATION)
+        fence = Fence(gpu=gone.slot.gpu, mask=mask, reason=reason, until=now + situation.probation)
         situation = fenced(situation, fence)
     begins = {"state": SlotState.DRAINING, "message": "", "since": now, "steps": (), "overdue": False}
     held = situation.held[device].model_copy(update=begins)
@@ -528,15 +530,16 @@ def condemned(situation: Situation, fence: Fence, devices: Iterable[str]) -> Sit
 
 def reset_done(situation: Situation, gpu: str, now: datetime) -> Situation:
     """The GPU was reset: no instance is left, and what asked for a reset ends after a time of probation."""
-    fences = tuple(_on_probation(one, now) if one.gpu == gpu else one for one in situation.fences)
+    until = now + situation.probation
+    fences = tuple(_on_probation(one, until) if one.gpu == gpu else one for one in situation.fences)
     made = frozenset(one for one in situation.made if one.gpu != gpu)
     return replace(walked(situation, gpu, ()), fences=fences, made=made)
 
 
-def _on_probation(fence: Fence, now: datetime) -> Fence:
+def _on_probation(fence: Fence, until: datetime) -> Fence:
     if fence.remedy is Remedy.TIME:
         return fence
-    return fence.model_copy(update={"remedy": Remedy.TIME, "until": now + PROBATION})
+    return fence.model_copy(update={"remedy": Remedy.TIME, "until": until})
 
 
 def lifted(situation: Situation, fences: Collection[Fence]) -> Situation:
@@ -555,7 +558,7 @@ def fence_around(situation: Situation, gpu: str, mask: int) -> Fence | None:
 def rebooted(situation: Situation, now: datetime) -> Situation:
     """After a reboot no claim is prepared, no instance exists and nothing was handed to anybody yet."""
     held = {device: Held(slot=one.slot, since=now) for device, one in situation.held.items()}
-    fences = tuple(_on_probation(one, now) for one in situation.fences)
+    fences = tuple(_on_probation(one, now + situation.probation) for one in situation.fences)
     return replace(situation, held=held, made=frozenset(), prepared={}, fences=fences)
 
 

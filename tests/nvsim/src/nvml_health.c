@@ -95,6 +95,33 @@ NVML nvmlDeviceGetRowRemapperHistogram(nvml_handle device, struct nvml_remap_his
     return done(&target, NVML_SUCCESS);
 }
 
+/* These GPUs remap rows; they retire no pages. */
+static int no_retired_pages(const char *symbol, nvml_handle device)
+{
+    struct target target;
+    int result = look(symbol, device, GPU, &target);
+    return result == NVML_SUCCESS ? done(&target, NVML_NOT_SUPPORTED) : result;
+}
+
+NVML nvmlDeviceGetRetiredPages(nvml_handle device, uint32_t cause, uint32_t *count, uint64_t *addresses)
+{
+    (void)cause, (void)count, (void)addresses;
+    return no_retired_pages(__func__, device);
+}
+
+NVML nvmlDeviceGetRetiredPages_v2(nvml_handle device, uint32_t cause, uint32_t *count, uint64_t *addresses,
+                                  uint64_t *times)
+{
+    (void)cause, (void)count, (void)addresses, (void)times;
+    return no_retired_pages(__func__, device);
+}
+
+NVML nvmlDeviceGetRetiredPagesPendingStatus(nvml_handle device, uint32_t *pending)
+{
+    (void)pending;
+    return no_retired_pages(__func__, device);
+}
+
 /* --- power, energy, temperature ---------------------------------------------------------------------------------- */
 
 ANSWER(nvmlDeviceGetPowerUsage, GPU, uint32_t, drawn_mw(target.gpu))

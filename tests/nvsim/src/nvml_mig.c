@@ -427,6 +427,22 @@ static void name_device(const struct target *target, const struct gpu_instance *
              (unsigned long long)(low & 0xffffffffffff));
 }
 
+static int make_compute(struct target *target, uint32_t width, int start, nvml_handle *compute)
+{
+    struct compute_instance *one = target->instance->compute;
+    while (one->used && one < target->instance->compute + MAX_COMPUTE_INSTANCES - 1)
+        one++;
+    if (start < 0 || one->used)
+        return NVML_INSUFFICIENT_RESOURCES;
+    *one = (struct compute_instance){
+        .used = 1, .id = free_compute_id(target->instance), .width = width, .start = (uint32_t)start,
+        .serial = ++target->node->serial,
+    };
+    name_device(target, target->instance, one);
+    *compute = compute_handle(target, target->instance, one);
+    return NVML_SUCCESS;
+}
+
 NVML nvmlGpuInstanceCreateComputeInstance(nvml_handle instance, uint32_t number, nvml_handle *compute)
 {
     struct target target;
@@ -434,19 +450,41 @@ NVML nvmlGpuInstanceCreateComputeInstance(nvml_handle instance, uint32_t number,
     int result = compute_profile(__func__, instance, number, 0, change, &target, &width);
     if (result != NVML_SUCCESS)
         return result;
-    int start = first_free(&target, width);
-    struct compute_instance *one = target.instance->compute;
-    while (one->used && one < target.instance->compute + MAX_COMPUTE_INSTANCES - 1)
-        one++;
-    if (start < 0 || one->used)
-        return done(&target, NVML_INSUFFICIENT_RESOURCES);
-    *one = (struct compute_instance){
-        .used = 1, .id = free_compute_id(target.instance), .width = width, .start = (uint32_t)start,
-        .serial = ++target.node->serial,
-    };
-    name_device(&target, target.instance, one);
-    *compute = compute_handle(&target, target.instance, one);
-    return done_in(&target, NVML_SUCCESS, target.node->create_compute_instance_ms);
+    result = make_compute(&target, width, first_free(&target, width), compute);
+    return done_in(&target, result, target.node->create_compute_instance_ms);
+}
+
+NVML nvmlGpuInstanceCreateComputeInstanceWithPlacement(nvml_handle instance, uint32_t number,
+                                                       const struct nvml_placement *placement, nvml_handle *compute)
+{
+    struct target target;
+    uint32_t width;
+    int result = compute_profile(__func__, instance, number, 0, change, &target, &width);
+    if (result != NVML_SUCCESS)
+        return result;
+    uint32_t start = placement->start;
+    if (placement->size != width || start % width != 0 || start + width > profile_of(&target)->compute_slices)
+        return done(&target, NVML_INVALID_ARGUMENT);
+    bool taken = computing(target.instance) & mask(start, width);
+    result = make_compute(&target, width, taken ? -1 : (int)start, compute);
+    return done_in(&target, result, target.node->create_compute_instance_ms);
+}
+
+NVML nvmlGpuInstanceGetComputeInstancePossiblePlacements(nvml_handle instance, uint32_t number,
+                                                         struct nvml_placement *placements, uint32_t *count)
+{
+    struct target target;
+    uint32_t width;
+    int result = compute_profile(__func__, instance, number, 0, look_privileged, &target, &width);
+    if (result != NVML_SUCCESS)
+        return result;
+    uint32_t all = profile_of(&target)->compute_slices / width;
+    if (placements != NULL && *count < all)
+        result = NVML_INSUFFICIENT_SIZE;
+    for (uint32_t at = 0; placements != NULL && result == NVML_SUCCESS && at < all; at++)
+        placements[at] = (struct nvml_placement){at * width, width};
+    *count = all;
+    return done(&target, result);
 }
 
 NVML nvmlGpuInstanceGetComputeInstances(nvml_handle instance, uint32_t number, nvml_handle *found, uint32_t *count)

@@ -56,7 +56,7 @@ def test_a_contained_error_fences_the_slice_it_befell() -> None:
     assert failed.state is SlotState.FAILED
     assert failed.message == (
         f"GPU 0: Xid 94, a contained memory error on GPU instance {gpu_instance(world, HIGH.device)}; "
-        f"it is used again after 10 minutes"
+        f"it is used again after 600 s"
     )
 
 

@@ -92,6 +92,40 @@ def test_another_go_sum_is_another_program(
     assert len(builds(tmp_path)) == 2
 
 
+def test_another_source_of_a_program_of_our_own_is_another_program(
+    tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_script(tmp_path)
+    before = ensure(["runc-unconfined"], environ)["runc-unconfined"]
+    shutil.copytree(TOOLS, tmp_path / "tools")
+    with (tmp_path / "tools" / "runc" / "runc-unconfined" / "main.go").open("a") as source:
+        source.write("// another line\n")
+    monkeypatch.setattr(binaries, "TOOLS", tmp_path / "tools")
+    assert ensure(["runc-unconfined"], environ)["runc-unconfined"].parent != before.parent
+
+
+def test_only_what_is_written_in_c_gets_a_c_compiler(tmp_path: Path, environ: dict[str, str]) -> None:
+    go = GO.replace('echo "$@" >>', 'echo "$@ CGO_ENABLED=$CGO_ENABLED CC=$CC" >>')
+    script(tmp_path / "bin" / "go", go.format(calls=tmp_path / "calls", version="go1.26.9"))
+    cc = script(tmp_path / "bin" / "cc", "#!/bin/sh\n")
+    ensure(["runc", "containerd"], environ)
+    [runc, containerd] = builds(tmp_path)
+    assert runc.endswith(f"CGO_ENABLED=1 CC={cc}")
+    assert containerd.endswith("CGO_ENABLED=0 CC=")
+    assert "-tags no_btrfs,no_devmapper,no_zfs" in containerd
+
+
+def test_the_control_plane_alone_needs_nothing_of_a_real_node(tmp_path: Path, environ: dict[str, str]) -> None:
+    go_script(tmp_path)
+    assert set(ensure(None, environ)) == {one.name for one in binaries.CONTROL_PLANE}
+
+
+def test_a_container_runtime_on_the_path_is_not_taken_for_ours(tmp_path: Path, environ: dict[str, str]) -> None:
+    go_script(tmp_path)
+    theirs = script(tmp_path / "bin" / "containerd", "#!/bin/sh\necho containerd v2.4.2\n")
+    assert ensure(["containerd"], environ)["containerd"] != theirs
+
+
 def test_processes_that_want_the_same_program_build_it_once(tmp_path: Path, environ: dict[str, str]) -> None:
     go_script(tmp_path)
     code = "from tests.cluster import binaries; import os; print(binaries.ensure(['etcd'], os.environ)['etcd'])"

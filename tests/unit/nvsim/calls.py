@@ -53,6 +53,22 @@ def create(device: Any, profile: int, placement: Placement) -> Any:  # noqa: ANN
     return pynvml.nvmlDeviceCreateGpuInstanceWithPlacement(device, profile, byref(where))
 
 
+def compute_placements(instance: Any, number: int) -> list[Placement]:  # noqa: ANN401
+    """All legal placements of a compute instance profile in a GPU instance."""
+    count = c_uint()
+    pynvml.nvmlGpuInstanceGetComputeInstancePossiblePlacements(instance, number, None, byref(count))
+    found = (pynvml.c_nvmlComputeInstancePlacement_t * count.value)()
+    pynvml.nvmlGpuInstanceGetComputeInstancePossiblePlacements(instance, number, found, byref(count))
+    return [Placement(one.start, one.size) for one in found]
+
+
+def create_compute(instance: Any, number: int, placement: Placement) -> Any:  # noqa: ANN401
+    """A compute instance at exactly that placement."""
+    where = pynvml.c_nvmlComputeInstancePlacement_t()
+    where.start, where.size = placement
+    return pynvml.nvmlGpuInstanceCreateComputeInstanceWithPlacement(instance, number, byref(where))
+
+
 def instances(device: Any) -> dict[int, Any]:  # noqa: ANN401
     """GPU instances by id, found by walking the profiles."""
     found: dict[int, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -128,6 +128,18 @@ def test_a_pending_row_remap_is_done_by_a_reset_and_a_failed_one_stays(node: Nod
     node.reset(0)
     assert pynvml.nvmlDeviceGetRemappedRows(calls.gpu()) == (0, 1, 0, 1)
     assert pynvml.nvmlDeviceGetRowRemapperHistogram(calls.gpu()).max == 639
+
+
+def test_gpus_that_remap_rows_retire_no_pages(node: Node) -> None:
+    del node
+    questions: tuple[Callable[[], object], ...] = (
+        lambda: pynvml.nvmlDeviceGetRetiredPages(calls.gpu(), 0),
+        lambda: pynvml.nvmlDeviceGetRetiredPages_v2(calls.gpu(), 0),
+        lambda: pynvml.nvmlDeviceGetRetiredPagesPendingStatus(calls.gpu()),
+    )
+    for ask in questions:
+        with pytest.raises(pynvml.NVMLError_NotSupported):
+            ask()
 
 
 def test_energy_is_power_times_simulated_time(node: Node) -> None:

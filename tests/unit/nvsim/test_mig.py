@@ -228,6 +228,22 @@ def test_a_process_keeps_its_slice_and_no_other(node: Node) -> None:
     pynvml.nvmlGpuInstanceDestroy(instance)
 
 
+def test_compute_instances_are_made_where_they_are_asked_for(node: Node) -> None:
+    del node
+    instance = calls.create(calls.in_mig_mode(), 5, Placement(0, 4))
+    two_slices = 1
+    assert calls.compute_placements(instance, two_slices) == [Placement(0, 2), Placement(2, 2)]
+    made = calls.create_compute(instance, two_slices, Placement(2, 2))
+    info = pynvml.nvmlComputeInstanceGetInfo(made)
+    assert (info.placement.start, info.placement.size, info.id) == (2, 2, 0)
+    with pytest.raises(pynvml.NVMLError_InsufficientResources):
+        calls.create_compute(instance, two_slices, Placement(2, 2))
+    for nowhere in (Placement(1, 2), Placement(4, 2), Placement(0, 1)):
+        with pytest.raises(pynvml.NVMLError_InvalidArgument):
+            calls.create_compute(instance, two_slices, nowhere)
+    calls.create_compute(instance, two_slices, Placement(0, 2))
+
+
 def test_the_unprivileged_may_look_and_not_touch(node: Node) -> None:
     device = calls.in_mig_mode()
     instance = calls.create(device, THREE_G, Placement(0, 4))

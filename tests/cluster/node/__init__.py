@@ -1,0 +1,1 @@
+"""Real nodes for the embedded control plane: kubelet, containerd and runc in namespaces of their own."""
