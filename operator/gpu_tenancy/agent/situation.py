@@ -220,20 +220,30 @@ def instance_of(situation: Situation, held: Held) -> Instance | None:
     """The MIG instance that is this device, or was left half-recorded when it was being made; None where there is none.
 
     A device that never was ready has no UUID: its instance is then the one whose creation was recorded as intended. An
-    instance of another device at the same placement is never mistaken for it.
+    instance without a UUID has no compute instance: half made, or half destroyed. An instance of another device at the
+    same placement is never mistaken for it.
     """
     slot = held.slot
     if Made(slot.gpu, slot.profile, slot.start, held.uuid) not in situation.made:
         return None
     for instance in situation.instances.get(slot.gpu, ()):
-        if (instance.profile, instance.start) == (slot.profile, slot.start) and held.uuid in {"", instance.uuid}:
+        if (instance.profile, instance.start) != (slot.profile, slot.start):
+            continue
+        if not (held.uuid and instance.uuid) or held.uuid == instance.uuid:
             return instance
     return None
 
 
 def is_own(situation: Situation, instance: Instance) -> bool:
-    """Whether the agent created it: recorded by placement before the creation, by UUID after it."""
-    return _placed(instance) in situation.made or _placed(instance, instance.uuid) in situation.made
+    """Whether the agent created it: recorded by placement before the creation, by UUID after it.
+
+    One without a compute instance, and so without a UUID, in a place where the agent has one on record is that one,
+    half destroyed: the agent was killed between the two halves.
+    """
+    if _placed(instance) in situation.made or _placed(instance, instance.uuid) in situation.made:
+        return True
+    here = (instance.gpu, instance.profile, instance.start)
+    return not instance.uuid and any((one.gpu, one.profile, one.start) == here for one in situation.made)
 
 
 def sound(situation: Situation) -> frozenset[str]:
@@ -472,7 +482,9 @@ def forgotten(situation: Situation, device: str, mask: int, now: datetime) -> Si
         slices = {number: trace for number in range(8) if mask >> number & 1}
         former = _with(former, gone.slot.gpu, {**former.get(gone.slot.gpu, {}), **slices})
     proven, resting = situation.proven - {device}, situation.resting - {device}
-    return replace(situation, held=held, proven=proven, resting=resting, former=former)
+    # A kill between the driver's deed and its record leaves a record of an instance that is gone.
+    made = situation.made - {_placed(gone.slot, gone.uuid)} if gone.uuid else situation.made
+    return replace(situation, held=held, made=made, proven=proven, resting=resting, former=former)
 
 
 # ---------------------------------------------------------------------------------------------------------- claims

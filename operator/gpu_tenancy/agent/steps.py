@@ -517,15 +517,23 @@ def _begin(situation: Situation, held: Held) -> Step:
         case HandOverStepType.VERIFY:
             return Verify(slot)
         case _:
-            instance = instance_of(situation, held)
-            return Create(slot) if instance is None else Adopt(slot, instance)
+            return _partition(situation, held)
+
+
+def _partition(situation: Situation, held: Held) -> Step:
+    """Create the instance, or take what is there already; half of one, which a killed agent has left, is of no use."""
+    instance = instance_of(situation, held)
+    if instance is None:
+        return Create(held.slot)
+    return Adopt(held.slot, instance) if instance.uuid else Destroy(held.slot.device, instance)
 
 
 def is_there(situation: Situation, held: Held) -> bool:
     """Whether what serves is there, as far as it is known."""
     if held.slot.profile == FULL or not was_walked(situation, held.slot):
         return True
-    return instance_of(situation, held) is not None
+    instance = instance_of(situation, held)
+    return instance is not None and bool(instance.uuid)
 
 
 def making_blocked(situation: Situation, held: Held) -> str | None:

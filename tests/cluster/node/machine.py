@@ -55,6 +55,7 @@ SHOWN = {
 }
 
 KUBELETS_CONTROLLERS = {"cpu", "cpuset", "hugetlb", "memory", "pids"}
+NEEDED_CONTROLLERS = {"cpu", "memory", "pids"}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -308,21 +309,29 @@ def network(address: str) -> None:
 # ------------------------------------------------------------------------------------------------------ control groups
 
 
-def control_groups() -> Iterator[Path]:
-    """Where hierarchies of control groups can be written: several are mounted with version 1, one with version 2."""
+def control_groups() -> Iterator[tuple[Path, set[str]]]:
+    """Where hierarchies of control groups can be written, and their controllers.
+
+    With version 1 several are mounted, each with some of the controllers; with version 2 there is one with all.
+    """
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        place, kind = line.split()[4], line.split(" - ")[1].split()[0]
-        if kind in ("cgroup", "cgroup2") and os.access(place, os.W_OK):
-            yield Path(place)
+        before, after = line.split(" - ")
+        place, (kind, _, options) = Path(before.split()[4]), after.split(" ", 2)
+        if os.access(place, os.W_OK):
+            if kind == "cgroup":
+                yield place, set(options.split(","))
+            elif kind == "cgroup2":
+                yield place, set((place / "cgroup.controllers").read_text().split())
 
 
 def make_groups(name: str) -> None:
     """A group in every hierarchy, for kubelet to make those of pods in."""
     hierarchies = list(control_groups())
-    if not hierarchies:
-        raise OSError(errno.EROFS, "there are no control groups that can be written")
-    for hierarchy in hierarchies:
-        enable_controllers(hierarchy)
+    lacking = NEEDED_CONTROLLERS.difference(*(controllers for _, controllers in hierarchies))
+    if lacking:
+        raise OSError(errno.ENODEV, f"there are no writable control groups for {', '.join(sorted(lacking))}")
+    for hierarchy, controllers in hierarchies:
+        hand_down(hierarchy, controllers)
         group = hierarchy / name
         group.mkdir(exist_ok=True)
         for setting in ("cpuset.cpus", "cpuset.mems"):  # without them nothing can be put into a group of version 1
@@ -330,18 +339,21 @@ def make_groups(name: str) -> None:
                 (group / setting).write_text((hierarchy / setting).read_text())
 
 
-def enable_controllers(hierarchy: Path) -> None:
+def hand_down(hierarchy: Path, controllers: set[str]) -> None:
     """With version 2, controllers must be handed down to where kubelet shall use them; most hosts have done so."""
     enabled = hierarchy / "cgroup.subtree_control"
     if enabled.exists():
-        there = set((hierarchy / "cgroup.controllers").read_text().split()) & KUBELETS_CONTROLLERS
-        for controller in there - set(enabled.read_text().split()):
-            enabled.write_text(f"+{controller}")
+        for controller in controllers & KUBELETS_CONTROLLERS - set(enabled.read_text().split()):
+            try:
+                enabled.write_text(f"+{controller}")
+            except OSError as error:
+                what = f"the control group controller {controller} cannot be handed down below {hierarchy}"
+                raise OSError(error.errno, f"{what}: {error.strerror}") from error
 
 
 def remove_groups(name: str) -> None:
     """Remove them with all that was made in them; nothing runs there any more."""
-    for hierarchy in control_groups():
+    for hierarchy, _ in control_groups():
         for folder, _, _ in os.walk(hierarchy / name, topdown=False):
             remove_group(Path(folder))
 

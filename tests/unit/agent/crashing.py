@@ -59,7 +59,7 @@ SCRIPT: Final = tuple(
     )
 )
 """Twenty specs in a row: by GPU (profile, first memory slice, number of the holder). The second is in MIG mode."""
-PATIENCE_SECONDS: Final = 60.0
+PATIENCE_SECONDS: Final = 30.0
 
 
 class Api(ApiModel):
@@ -247,7 +247,8 @@ def main() -> None:
     root = Path(sys.argv[1])
     for call in map(int, sys.argv[2:]):
         trouble = _play(root / str(call), call)
-        said = {"call": call, "trouble": trouble, "calls": (root / str(call) / "calls").read_text()}
+        counted = root / str(call) / "calls"
+        said = {"call": call, "trouble": trouble, "calls": counted.read_text() if counted.exists() else None}
         sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()
 

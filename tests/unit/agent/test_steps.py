@@ -138,6 +138,20 @@ def test_an_instance_of_somebody_else_is_named_and_left_alone() -> None:
     assert stranger.uuid in world.hardware
 
 
+def test_an_instance_that_was_half_destroyed_when_the_agent_was_killed_is_still_its_own() -> None:
+    old, new = slot(MIG_GPU, "3g.40gb", 4, 1), slot(MIG_GPU, "1g.10gb", 6, 3)
+    world = serving(old)
+    world.specify([new])
+    while not any(isinstance(step, steps.Destroy) for step in world.enabled()):
+        world.take(world.enabled()[0])
+    [whole] = world.hardware.values()
+    world.hardware = {"": replace(whole, uuid="", compute_instance=None)}
+    world.restart()
+    world.settle()
+    assert world.in_slice == {new.device}
+    assert [one.profile for one in world.hardware.values()] == ["1g.10gb"]
+
+
 def test_an_instance_that_replaced_the_agents_own_is_not_mistaken_for_it() -> None:
     wanted = slot(MIG_GPU, "3g.40gb", 4, 1)
     world = serving(wanted)
