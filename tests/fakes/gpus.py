@@ -314,6 +314,12 @@ class FakeGpus:
         """Somebody else creates an instance; its UUID."""
         return self._make(index, self._shape(index, profile, start), start).uuid
 
+    def wipe(self, index: int) -> None:
+        """Somebody else destroys all instances of a GPU."""
+        hardware = self.hardware
+        left = tuple(one for one in hardware.instances if one.gpu != index)
+        self._write(hardware.model_copy(update={"instances": left}))
+
     def reboot(self) -> None:
         """The node boots: instances and processes are gone."""
         before = self.hardware

@@ -89,13 +89,19 @@ class Bench:
         self.state = control_plane.directory / "agents"
         self.gpus = FakeGpus(self.node, mig=mig, state=self.state / self.node / "hardware.json")
         self.history: list[Seen] = []
+        self.patience = 3.0
+        """How long a claim waits for a device that is being made."""
         self._watched_to: dict[str, int] = {}
 
     @property
     def settings(self) -> AgentSettings:
         """As tests.cluster.agent makes them."""
         return AgentSettings(
-            kubelet_root=self.root, cdi_root=self.root / "cdi", state_dir=self.state / self.node, observe_seconds=0.2
+            kubelet_root=self.root,
+            cdi_root=self.root / "cdi",
+            state_dir=self.state / self.node,
+            observe_seconds=0.2,
+            prepare_patience_seconds=self.patience,
         )
 
     # ------------------------------------------------------------------------------------------------ the agent

@@ -245,7 +245,7 @@ def test_what_others_say_about_the_node_stays(stage: Stage) -> None:
         await bench.specify(slot)
         seen = await bench.settled(slot)
         told = {one["type"]: one["status"] for one in seen.body["status"]["conditions"]}
-        assert told == {"Ready": "True", "AgentSilent": "True"}
+        assert told == {"Ready": "True", "Conflict": "False", "AgentSilent": "True"}
 
     play(stage, story)
 
@@ -292,6 +292,22 @@ def test_a_claim_that_is_not_the_holders_is_refused_with_a_sentence(stage: Stage
         absent = {"metadata": {"namespace": "team-a", "name": "absent", "uid": "u"}}
         assert (await bench.prepare(absent)).error == "claim team-a/absent does not exist (any more)"
         assert bench.cdi_files() == []
+
+    play(stage, story)
+
+
+def test_a_claim_waits_for_a_device_that_is_still_being_made(stage: Stage) -> None:
+    """kubelet would ask again a minute later only."""
+
+    async def story(bench: Bench) -> None:
+        slot = bench.slot(7, "3g.40gb", 4, LEASE)
+        await bench.specify(slot)
+        await bench.published(slot)
+        claim = await bench.claim("train", slot)
+        bench.gpus.fail(7, Faults(slow_seconds=0.5))  # It takes longer than a status lingers.
+        bench.gpus.wipe(7)
+        await bench.status("its loss", lambda seen: slot["device"] not in seen.ready)
+        assert (await bench.prepare(claim)).error == ""
 
     play(stage, story)
 

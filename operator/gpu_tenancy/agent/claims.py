@@ -22,6 +22,10 @@ class Refusal(Exception):  # noqa: N818  (not a failure: the answer)
     """The claim does not get its devices; the message is the sentence that kubelet shows in the pod's events."""
 
 
+class NotYet(Refusal):
+    """It does not get them now, but may in a moment."""
+
+
 def admitted(situation: Situation, node: str, claim: Mapping[str, Any], uid: str) -> PreparedClaim:
     """The claim with the devices that it gets on this node. Raises Refusal.
 
@@ -67,7 +71,7 @@ def _check(situation: Situation, claim: Mapping[str, Any], result: Mapping[str, 
         raise Refusal(f"claim {namespace}/{name} asks for admin access to {device}; {DRIVER} offers none")
     for other in claims_on(situation, device):
         if other.uid != uid:
-            raise Refusal(f"device {device} is still prepared for claim {other.namespace}/{other.name}")
+            raise NotYet(f"device {device} is still prepared for claim {other.namespace}/{other.name}")
 
 
 def _serving(situation: Situation, device: str) -> Held:
@@ -79,11 +83,12 @@ def _serving(situation: Situation, device: str) -> Held:
     wrong = fault(situation, held)
     if held.state is not SlotState.READY or wrong is not None:
         trouble = wrong or held.message
-        raise Refusal(f"device {device} is {held.state}, not Ready" + (f": {trouble}" if trouble else ""))
+        refusal = Refusal if wrong is not None else NotYet
+        raise refusal(f"device {device} is {held.state}, not Ready" + (f": {trouble}" if trouble else ""))
     if not is_there(situation, held):
-        raise Refusal(f"device {device} lost its MIG instance and is being made again")
+        raise NotYet(f"device {device} lost its MIG instance and is being made again")
     if not was_walked(situation, held.slot):
-        raise Refusal(f"device {device} {UNWALKED}")
+        raise NotYet(f"device {device} {UNWALKED}")
     return held
 
 

@@ -171,7 +171,8 @@ class Agent:
         tasks.create_task(self._watch_deadlines(memory))
         tasks.create_task(self._listen(memory))
         await asyncio.to_thread(self._files.remove_all_but, memory.situation.prepared)
-        plugin = Plugin(self._node, self._client, memory, self._files, self._clock)
+        patience = self._settings.prepare_patience_seconds
+        plugin = Plugin(self._node, self._client, memory, self._files, self._clock, patience)
         registrar = Registration(self._settings.dra_socket, outbox.slice_lost)
         async with serving(plugin, registrar, self._settings):
             tasks.create_task(outbox.run())

@@ -18,7 +18,7 @@ import grpc.aio
 from gpu_tenancy.agent import cdi
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.cdi import ClaimFiles
-from gpu_tenancy.agent.claims import Refusal, admitted
+from gpu_tenancy.agent.claims import NotYet, Refusal, admitted
 from gpu_tenancy.agent.clock import Clock
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.proto import dra_v1_pb2 as dra
@@ -31,12 +31,13 @@ from gpu_tenancy.agent.proto.pluginregistration_v1_pb2_grpc import (
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.agent.situation import PreparedClaim
 from gpu_tenancy.api.names import DRIVER
-from gpu_tenancy.kube.client import KubeClient
+from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import KubeError, NotFound
 from gpu_tenancy.kube.resources import RESOURCE_CLAIMS
 
 _log = logging.getLogger(__name__)
 
+_TURN: Final = 0.05
 _GRACE_SECONDS: Final = 2.0
 """Time for calls that are under way when the agent stops."""
 PLUGIN_TYPE: Final = "DRAPlugin"
@@ -47,8 +48,12 @@ SUPPORTED: Final = "v1.DRAPlugin"
 class Plugin(DRAPluginServicer):
     """Prepares and unprepares claims on one node."""
 
-    def __init__(self, node: str, client: KubeClient, memory: Memory, files: ClaimFiles, clock: Clock) -> None:
+    def __init__(
+        self, node: str, client: KubeClient, memory: Memory, files: ClaimFiles, clock: Clock, patience: float
+    ) -> None:
+        """`patience`: how long a claim may wait for a device that is being made, in seconds."""
         self._node = node
+        self._patience = patience
         self._client = client
         self._memory = memory
         self._files = files
@@ -83,11 +88,25 @@ class Plugin(DRAPluginServicer):
         return dra.NodePrepareResourceResponse(devices=[self._device(claim, one) for one in claim.devices])
 
     async def _admit(self, asked: dra.Claim) -> PreparedClaim:
-        """Read the claim, check it and record it: between check and record nothing is awaited."""
+        """Read the claim, check it and record it: between check and record nothing is awaited.
+
+        A device that is being made again, after a reboot or a restart, is waited for: kubelet asks for what was refused
+        only at its next full look at the pod, a minute or more later.
+        """
         try:
             body = await self._client.get(RESOURCE_CLAIMS, asked.name, asked.namespace)
         except NotFound:
             raise Refusal(f"claim {asked.namespace}/{asked.name} does not exist (any more)") from None
+        patience = self._patience
+        while patience > 0:
+            try:
+                return self._record(body, asked)
+            except NotYet:
+                await self._clock.sleep(_TURN)
+                patience -= _TURN
+        return self._record(body, asked)
+
+    def _record(self, body: Object, asked: dra.Claim) -> PreparedClaim:
         claim = admitted(self._memory.situation, self._node, body, asked.uid)
         self._memory.update(lambda now: known.claimed(now, claim))
         return claim

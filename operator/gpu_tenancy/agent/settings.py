@@ -72,6 +72,8 @@ class AgentSettings(Configuration):
     """Time between the two looks for processes."""
     process_retry_seconds: float = Field(default=0.05, gt=0)
     """First pause after a process was seen; doubles up to twenty times as much."""
+    prepare_patience_seconds: float = Field(default=20.0, ge=0)
+    """How long a claim that kubelet asks for waits for a device that is being made; kubelet gives up after 45."""
     scrub_seconds: float = Field(default=30.0, gt=0)
     """How long one scrub may take before it is killed and tried again."""
     probation_seconds: float = Field(default=600.0, ge=0)
