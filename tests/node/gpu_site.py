@@ -136,6 +136,10 @@ class GpuSite(Bare):
         await self.ask(name, profile, **spec)
         return await self.lease_ready(name)
 
+    async def lease_of(self, name: str) -> Object:
+        """A lease as it is now."""
+        return await self.world.get(GPU_LEASES, name, TEAM) or {}
+
     async def lease_ready(self, name: str) -> Object:
         """Wait until a lease is ready."""
 

@@ -108,7 +108,11 @@ class Driver:
         return path
 
     def _cdi(self) -> Mapping[str, Any]:
-        """What nvidia-ctk would tell of a driver: its libraries, and how to find them."""
+        """What nvidia-ctk would tell of a driver."""
+        return {"containerEdits": self.edits()}
+
+    def edits(self) -> Mapping[str, Any]:
+        """What every container with a GPU needs: the driver's libraries, and how to find them."""
         mounts = [
             {
                 "hostPath": str(driver()),
@@ -123,4 +127,4 @@ class Driver:
             "LD_LIBRARY_PATH": f"{_INSIDE}/lib",
         }
         env = [f"{name}={value}" for name, value in variables.items()]
-        return {"containerEdits": {"env": env, "mounts": mounts}}
+        return {"env": env, "mounts": mounts}
