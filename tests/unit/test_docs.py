@@ -5,6 +5,7 @@ What is written for people goes stale in silence; here it cannot. The prose itse
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -19,11 +20,14 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from gpu_tenancy.agent.metrics import Metrics as AgentMetrics
+from gpu_tenancy.agent.settings import AgentSettings
+from gpu_tenancy.agent.situation import Situation, listed
 from gpu_tenancy.api import names
 from gpu_tenancy.api.base import Currency, DecimalString
 from gpu_tenancy.api.crd import KINDS
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpusSpec, PodResources, Reason, Term
-from gpu_tenancy.api.node import NodeReason
+from gpu_tenancy.api.node import HandOver, HandOverStep, HandOverStepType, NodeReason
 from gpu_tenancy.api.pool import PoolReason
 from gpu_tenancy.api.pricebook import BookReason
 from gpu_tenancy.api.usage import UsageRecord
@@ -31,6 +35,8 @@ from gpu_tenancy.configuration import ENVIRONMENT_PREFIX
 from gpu_tenancy.controller.metrics import Metrics
 from gpu_tenancy.controller.settings import Settings
 from gpu_tenancy.core import ledger
+from tests.fakes.clock import FakeClock
+from tests.fakes.gpus import FakeGpus
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = tuple(sorted((*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))))
@@ -218,6 +224,23 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 def _yaml(value: object) -> str:
     return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def test_every_setting_of_the_agent_is_documented_with_its_default() -> None:
+    text = section(ROOT / "docs" / "platform-team.md", "Settings of the agent")
+    rows = {name: default.strip("`") for name, default in re.findall(r"^\| `(\w+)` \| (\S+) \| ", text, re.MULTILINE)}
+    fields = AgentSettings.model_fields.items()
+    assert rows == {name: "–" if info.default is None else _yaml(info.default) for name, info in fields}
+
+
+def test_every_metric_of_an_agent_is_documented_with_its_labels() -> None:
+    gpus = FakeGpus("n1", count=1)
+    situation = listed(Situation(), asyncio.run(gpus.list()))
+    agents = AgentMetrics(gpus, lambda: situation, FakeClock())
+    agents.hand_over(HandOver(steps=[HandOverStep(step=HandOverStepType.SCRUB, milliseconds=1)]))
+    there = {f"{one.name}_total" if one.type == "counter" else one.name for one in agents.registry.collect()}
+    text = section(ROOT / "docs" / "platform-team.md", "Metrics of the agents")
+    assert set(re.findall(r"^\| `(gpu_tenancy_\w+)` \|", text, re.MULTILINE)) == there
 
 
 def test_every_metric_is_documented_with_its_labels() -> None:
