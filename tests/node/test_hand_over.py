@@ -246,6 +246,23 @@ async def test_after_a_reboot_slices_are_made_again_and_pods_come_back_to_them(h
     assert (await here.eventually("the pod on the new slice", back))[-1] != before["uuid"]
 
 
+@story
+async def test_kubelet_shows_the_health_of_a_pods_device(here: GpuSite) -> None:
+    await renting(here, "train", "3g.40gb")
+    device = (await here.slots())["train"]["device"]
+
+    async def shown() -> list[Object]:
+        body = await here.get("train")
+        assert body is not None
+        [container] = body["status"]["containerStatuses"]
+        resources = [one for kind in container.get("allocatedResourcesStatus", ()) for one in kind["resources"]]
+        return [one for one in resources if one["health"] != "Unknown"]
+
+    [resource] = await here.eventually("the health in the pod's status", shown)
+    assert resource["health"] == "Healthy"
+    assert device in resource["resourceID"]
+
+
 # ----------------------------------------------------------------------------------------------------- conversions
 
 

@@ -23,6 +23,7 @@ from gpu_tenancy.agent.cdi import ClaimFiles
 from gpu_tenancy.agent.clock import Clock, SystemClock
 from gpu_tenancy.agent.deadlines import due
 from gpu_tenancy.agent.dra import Plugin, Registration, serving
+from gpu_tenancy.agent.dra_health import Health
 from gpu_tenancy.agent.gpus import GpuError, GpuFacts
 from gpu_tenancy.agent.health import learnt
 from gpu_tenancy.agent.home import Home
@@ -174,7 +175,8 @@ class Agent:
         patience = self._settings.prepare_patience_seconds
         plugin = Plugin(self._node, self._client, memory, self._files, self._clock, patience)
         registrar = Registration(self._settings.dra_socket, outbox.slice_lost)
-        async with serving(plugin, registrar, self._settings):
+        health = Health(self._node, memory, self._clock)
+        async with serving(plugin, registrar, health, self._settings):
             tasks.create_task(outbox.run())
             await self._cycle(memory, lanes, outbox, tasks)
 

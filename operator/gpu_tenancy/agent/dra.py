@@ -20,9 +20,11 @@ from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.cdi import ClaimFiles
 from gpu_tenancy.agent.claims import NotYet, Refusal, admitted
 from gpu_tenancy.agent.clock import Clock
+from gpu_tenancy.agent.dra_health import Health
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.proto import dra_v1_pb2 as dra
 from gpu_tenancy.agent.proto import pluginregistration_v1_pb2 as registration
+from gpu_tenancy.agent.proto.dra_health_v1alpha1_pb2_grpc import add_DRAResourceHealthServicer_to_server
 from gpu_tenancy.agent.proto.dra_v1_pb2_grpc import DRAPluginServicer, add_DRAPluginServicer_to_server
 from gpu_tenancy.agent.proto.pluginregistration_v1_pb2_grpc import (
     RegistrationServicer,
@@ -160,8 +162,10 @@ class Registration(RegistrationServicer):
 
 
 @asynccontextmanager
-async def serving(plugin: Plugin, registrar: Registration, settings: AgentSettings) -> AsyncIterator[None]:
-    """Serve both services on both sockets. Sockets that a killed agent left behind are replaced.
+async def serving(
+    plugin: Plugin, registrar: Registration, health: Health, settings: AgentSettings
+) -> AsyncIterator[None]:
+    """Serve all services on both sockets. Sockets that a killed agent left behind are replaced.
 
     None is left behind here: the file in kubelet's registry is what kubelet takes for a living plugin.
     """
@@ -169,6 +173,7 @@ async def serving(plugin: Plugin, registrar: Registration, settings: AgentSettin
     server = grpc.aio.server()
     add_DRAPluginServicer_to_server(plugin, server)
     add_RegistrationServicer_to_server(registrar, server)
+    add_DRAResourceHealthServicer_to_server(health, server)
     for socket in sockets:
         socket.parent.mkdir(parents=True, exist_ok=True)
         socket.unlink(missing_ok=True)

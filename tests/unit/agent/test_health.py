@@ -8,8 +8,10 @@ import pytest
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.deadlines import due
+from gpu_tenancy.agent.dra_health import told
 from gpu_tenancy.agent.gpus import GpuEvent
 from gpu_tenancy.agent.health import APPLICATION, NOTED, RESET, learnt
+from gpu_tenancy.agent.proto.dra_health_v1alpha1_pb2 import HEALTHY, UNHEALTHY
 from gpu_tenancy.agent.situation import PROBATION, Remedy
 from gpu_tenancy.api.node import SlotState
 from gpu_tenancy.mig.profiles import FULL
@@ -103,3 +105,12 @@ def test_a_device_that_was_fenced_is_scrubbed_before_anybody_gets_it_again() -> 
     world.settle()
     assert "Scrub" in [type(step).__name__ for step in world.history]
     assert world.in_slice == ALL
+
+
+def test_kubelet_is_told_of_every_device_that_a_pod_may_have() -> None:
+    world = serving()
+    assert {(device, health) for device, health, _ in told(world.agent)} == {(device, HEALTHY) for device in ALL}
+    after(world, GpuEvent(MIG_GPU, 94, gpu_instance(world, HIGH.device), 0))
+    [(device, health, message)] = [one for one in told(world.agent) if one[1] != HEALTHY]
+    assert (device, health) == (HIGH.device, UNHEALTHY)
+    assert "Xid 94" in message
