@@ -430,7 +430,7 @@ async def _run(console: Console) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     _say(console, "Starting a Kubernetes control plane, an operator, and two nodes of 8 × A100-SXM4-80GB.")
     began = time.monotonic()
-    async with World(SERVERS, namespaces=NAMESPACES) as world, Observed(world.api, KINDS) as observed:
+    async with World(SERVERS, namespaces=NAMESPACES, drivers=True) as world, Observed(world.api, KINDS) as observed:
         _say(console, f"They are up after {time.monotonic() - began:.1f} s.")
         return await _tell(world, observed, console)
 

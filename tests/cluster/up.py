@@ -5,6 +5,7 @@ It starts and ends processes through `World` and `detached` only.
 
 import asyncio
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ from typing import Final
 from gpu_tenancy.kube import resources
 from tests.cluster import binaries
 from tests.cluster.detached import Detached, detach, end, find, state_file
-from tests.cluster.world import MODEL, ROOT, GpuServer, World
+from tests.cluster.world import MODEL, ROOT, GpuServer, World, driver_root
 
 SERVERS: Final = (GpuServer("gpu-a"), GpuServer("gpu-b", mig=(6, 7)))
 """Two nodes of 8 × A100-SXM4-80GB; the last two GPUs of the second are in MIG mode."""
@@ -49,7 +50,7 @@ def up(say: Callable[[str], None], path: Path | None = None) -> None:
 
 
 async def _start(path: Path) -> Detached:
-    async with World(SERVERS, namespaces=NAMESPACES) as world:
+    async with World(SERVERS, namespaces=NAMESPACES, drivers=True) as world:
         await furnish(world)
         await world.mining(GPUS)
         return await detach(world.control_plane, path, LIFETIME_SECONDS)
@@ -66,10 +67,14 @@ def down(say: Callable[[str], None], path: Path | None = None) -> None:
 def _instructions(detached: Detached) -> str:
     folder = binaries.ensure(["kubectl"])["kubectl"].parent
     lease = shlex.quote(_typed(LEASE))
+    state = driver_root(detached.directory, SERVERS[0].name) / "state" / "node"
+    faults = f"{shlex.quote(_typed(Path(sys.executable)))} -m tests.nvsim {shlex.quote(str(state))}"
     tries = (
         (f"kubectl apply -f {lease}", "rent four GPUs: four miners go"),
         ("kubectl get gpul,gpun,minepool -A", "what became of it; kubectl get gpul -A -w watches it"),
         (f"kubectl delete -f {lease}", "give them back: the miners return"),
+        (f"{faults} show", "a node's GPUs as their driver has them"),
+        (f"{faults} xid 0 95", "an uncontained memory error on one of them: fenced, reset, on probation"),
     )
     wide = max(len(command) for command, _ in tries)
     return "\n".join(
@@ -86,4 +91,4 @@ def _instructions(detached: Detached) -> str:
 
 def _typed(path: Path) -> str:
     """As one types it in the root of the repository; elsewhere the whole path."""
-    return str(path.relative_to(ROOT)) if Path.cwd() == ROOT else str(path)
+    return str(path.relative_to(ROOT)) if Path.cwd() == ROOT and path.is_relative_to(ROOT) else str(path)

@@ -8,6 +8,7 @@ import contextlib
 import os
 import socket
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from gpu_tenancy.kube.resources import Resource
 from tests.cluster.api import Api, ApiError, Object
 from tests.cluster.components import ClientRates
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.driver import Driver
 from tests.cluster.eventually import eventually
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -56,6 +58,7 @@ class World:
         heartbeat_seconds: float = 10.0,
         heartbeat_lease_seconds: int = 40,
         agents_apart: bool = True,
+        drivers: bool = False,
         operator: bool = True,
         operator_command: Sequence[str] = (sys.executable, "-m", "gpu_tenancy", "operator"),
         client_rates: ClientRates = "raised",
@@ -64,6 +67,7 @@ class World:
         """Nothing is started here.
 
         agents_apart: one agent process per node, as on real nodes; False: one process for all, for many nodes.
+        drivers: each node has a simulated driver, and its agent makes NVML and CUDA calls; else its GPUs are in memory.
         operator: start the operator too.
         operator_command: what to run as the operator; its connection and port are appended.
         """
@@ -73,6 +77,7 @@ class World:
         """Port of the operator's /metrics, /healthz and /readyz."""
         self._heartbeat = (heartbeat_seconds, heartbeat_lease_seconds)
         self._agents_apart = agents_apart
+        self._drivers: dict[str, Driver] | None = {} if drivers else None
         self._operator = operator
         self._operator_command = tuple(operator_command)
         self._namespaces = tuple(namespaces)
@@ -238,7 +243,35 @@ class World:
 
     async def start_agent(self, server: GpuServer) -> None:
         """Start the agent of a node; returns at once."""
-        await self._spawn_agents(agent_name(server.name), [server])
+        if self._drivers is None:
+            await self._spawn_agents(agent_name(server.name), [server])
+        else:
+            await self._spawn_on_driver(server, self._drivers)
+
+    async def _spawn_on_driver(self, server: GpuServer, drivers: dict[str, Driver]) -> None:
+        plane = self.control_plane
+        if server.name not in drivers:
+            drivers[server.name] = Driver(
+                driver_root(plane.directory, server.name),
+                board=f"NVIDIA {server.model}",
+                gpus=server.gpus,
+                mig=server.mig,
+                seed=zlib.crc32(server.name.encode()),
+            )
+        root = plane.kubelet_root(server.name)
+        period, duration = self._heartbeat
+        settings = {
+            "kubelet_root": root,
+            "cdi_root": root / "cdi",
+            "state_dir": plane.directory / "agents" / server.name,
+            "runtime_socket": root / "no-runtime.sock",
+            "heartbeat_seconds": period,
+            "heartbeat_lease_seconds": duration,
+            "port": 0,
+        }
+        driver = drivers[server.name]
+        command = driver.command(server.name, plane.kubeconfig, settings)
+        await plane.spawn(agent_name(server.name), command, {**environment(), **driver.environment})
 
     async def kill_agent(self, node: str) -> None:
         """kill -9."""
@@ -306,6 +339,11 @@ def environment() -> dict[str, str]:
     """Environment in which the project's programs are found from anywhere."""
     paths = [str(ROOT / "operator"), str(ROOT)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def driver_root(directory: Path, node: str) -> Path:
+    """Folder of a node's simulated driver, in the folder of the control plane."""
+    return directory / "drivers" / node
 
 
 def agent_name(node: str) -> str:

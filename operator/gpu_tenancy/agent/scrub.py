@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -19,6 +20,8 @@ from pydantic import ValidationError
 from gpu_tenancy.agent.gpus import GpuError
 from gpu_tenancy.agent.situation import Scrub
 from gpu_tenancy.api.base import ApiModel
+
+_log = logging.getLogger(__name__)
 
 CHILD: Final = "gpu_tenancy.agent.scrub_child"
 MOST_READY: Final = 8
@@ -59,7 +62,10 @@ class CudaScrubber:
 
     async def scrub(self, device: str) -> Scrub:
         """Hand the device to a child and wait for its report; a child that takes too long is killed."""
-        child = self._ready.pop() if self._ready else await _spawn()
+        try:
+            child = self._ready.pop() if self._ready else await _spawn()
+        except OSError as error:
+            raise GpuError(f"{device} could not be scrubbed, no child could be started: {error}") from None
         try:
             said, complaint = await asyncio.wait_for(child.communicate(f"{device}\n".encode()), self._seconds)
         except TimeoutError:
@@ -75,10 +81,16 @@ class CudaScrubber:
         """Have so many children waiting, and no more: started while a former holder is still leaving."""
         async with self._starting:
             self._ready = [child for child in self._ready if child.returncode is None]
-            while len(self._ready) < min(count, MOST_READY):
-                self._ready.append(await _spawn())
-            for child in self._ready[max(count, 0) :]:
-                self._ready.remove(child)
+            try:
+                while len(self._ready) < min(count, MOST_READY):
+                    self._ready.append(await _spawn())
+            except OSError as error:
+                _log.warning(
+                    "No child could be started for a scrub to come; it is tried again when it comes: %s", error
+                )
+            # Taken out before anything is awaited: a scrub may take those that stay at any time.
+            surplus, self._ready = self._ready[count:], self._ready[:count]
+            for child in surplus:
                 await _end(child)
 
 

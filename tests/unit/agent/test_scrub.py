@@ -169,3 +169,26 @@ def test_a_child_that_dies_without_a_word_is_a_sentence(gpus: NvmlGpus) -> None:
             await scrubber.scrub(device)
 
     play(story)
+
+
+def test_children_that_are_let_go_while_a_scrub_takes_one_disturb_nobody(node: Node, gpus: NvmlGpus) -> None:
+    device = uuids(gpus)[0]
+
+    async def story(scrubber: CudaScrubber) -> None:
+        await scrubber.prepare(4)
+        await asyncio.gather(scrubber.prepare(1), scrubber.scrub(device), scrubber.prepare(0))
+
+    play(story)
+    assert not leaks(node, device)
+
+
+def test_a_machine_that_can_start_no_child_is_a_sentence(gpus: NvmlGpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = uuids(gpus)[0]
+
+    async def story(scrubber: CudaScrubber) -> None:
+        monkeypatch.setattr("gpu_tenancy.agent.scrub.sys.executable", "/nowhere/python")
+        await scrubber.prepare(1)
+        with pytest.raises(GpuError, match="no child could be started"):
+            await scrubber.scrub(device)
+
+    play(story)
