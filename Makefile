@@ -53,11 +53,11 @@ demo: $(READY) ## watch leases take GPUs from miners and give them back, on a re
 
 .PHONY: test
 test: lint verify binaries ## lint, verify and every test but the exhaustive ones; SEED=n picks the samples
-	$(RUN) -m pytest -n 2 --dist worksteal -m 'not exhaustive' --seed=$(SEED)
+	$(RUN) -m pytest -n 2 --dist worksteal -m 'not exhaustive and not hardware' --seed=$(SEED)
 
 .PHONY: test-all
 test-all: lint verify binaries ## the same with every exhaustive variant (long); draws a new seed and prints it
-	$(RUN) -m pytest -n 2 --dist worksteal --hypothesis-profile=exhaustive --seed=$(if $(filter 0,$(SEED)),random,$(SEED))
+	$(RUN) -m pytest -n 2 --dist worksteal -m 'not hardware' --hypothesis-profile=exhaustive --seed=$(if $(filter 0,$(SEED)),random,$(SEED))
 
 .PHONY: lint
 lint: $(READY) ## ruff, mypy --strict, import directions

@@ -28,6 +28,7 @@ settings.load_profile("sample")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--allow-writes", action="store_true", help="let tests marked hardware change GPUs that are empty")
     parser.addoption("--seed", default="0", help="seed of sampled tests: a number, or `random` to draw one")
 
 
