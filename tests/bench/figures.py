@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 PERCENTILE: Final = 0.95
+
+
+class NotMeasurable(Exception):  # noqa: N818  (not a mistake)
+    """A figure cannot be measured on this machine; the message is a sentence that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of what was measured, in milliseconds."""
+
+    median: float
+    p95: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,8 @@ class Figure:
     """The same thing done without us, in the same run."""
     ratio: float | None = None
     """median / baseline."""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """Where the time went, by what it was spent on; empty where that was not measured."""
     command: str = ""
     """What repeats it; said by whoever runs the bench."""
 
@@ -39,15 +53,28 @@ def percentile(samples: Sequence[float], share: float = PERCENTILE) -> float:
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
 
 
-def figure(name: str, samples: Sequence[float], unit: str, goal: str, *, baseline: float | None = None) -> Figure:
-    """Median and 95th percentile of samples."""
+def figure(
+    name: str,
+    samples: Sequence[float],
+    unit: str,
+    goal: str,
+    *,
+    baseline: float | None = None,
+    parts: Mapping[str, Sequence[float]] | None = None,
+) -> Figure:
+    """Median and 95th percentile of samples. `parts`: samples in milliseconds of where the time went."""
     median = statistics.median(samples)
     ratio = None if not baseline else round(median / baseline, 3)
-    return Figure(name, round(median, 4), round(percentile(samples), 4), unit, goal, baseline, ratio)
+    spent = {part: _part(took) for part, took in (parts or {}).items()}
+    return Figure(name, round(median, 4), round(percentile(samples), 4), unit, goal, baseline, ratio, spent)
 
 
-def show(figures: Iterable[Figure]) -> None:
-    """Print the table."""
+def _part(took: Sequence[float]) -> Part:
+    return Part(round(statistics.median(took), 1), round(percentile(took), 1))
+
+
+def show(figures: Sequence[Figure]) -> None:
+    """Print the table, and one for each figure that has parts."""
     table = Table(title="gpu-tenancy: figures")
     for column in ("figure", "median", "p95", "unit", "goal", "baseline", "ratio"):
         # fold: a narrow terminal breaks a name, and does not cut it short.
@@ -55,7 +82,21 @@ def show(figures: Iterable[Figure]) -> None:
     for one in figures:
         numbers = ("" if value is None else f"{value:g}" for value in (one.baseline, one.ratio))
         table.add_row(one.name, f"{one.median:g}", f"{one.p95:g}", one.unit, one.goal, *numbers)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for one in figures:
+        if one.parts:
+            console.print(_parts_table(one))
+
+
+def _parts_table(one: Figure) -> Table:
+    table = Table(title=f"{one.name}: where each millisecond goes (the medians of parts need not add up)")
+    table.add_column("part", overflow="fold")
+    for column in ("median ms", "p95 ms"):
+        table.add_column(column, justify="right")
+    for name, part in one.parts.items():
+        table.add_row(name, f"{part.median:g}", f"{part.p95:g}")
+    return table
 
 
 def write(figures: Iterable[Figure], path: Path) -> None:

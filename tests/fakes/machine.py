@@ -16,7 +16,7 @@ CONTEXT_SECONDS: Final = 0.25
 """Time to start a CUDA context."""
 BYTES_PER_SECOND: Final = 1.4e12
 """Bandwidth of a whole A100 of 80 GB; an instance has its share of it and of the memory."""
-EVERY: Final = 64 << 20
+EVERY: Final = 512 << 20
 """Bytes from one sample to the next."""
 
 

@@ -36,6 +36,9 @@ class NodeLayout:
     labels: Mapping[str, str] = field(default_factory=dict)
     default_runtime: tuple[str, Path] | None = None
     """Name and program of what starts containers unless a pod asks for `RUNTIME`; it is called just like runc."""
+    sync_frequency: str = "5s"
+    """How often kubelet looks at a pod though nothing happened; a pod whose claims could not be prepared is tried again
+    after this time and up to half of it more. kubelet's own is a minute."""
 
     @property
     def address(self) -> str:
@@ -150,9 +153,7 @@ def _kubelet_configuration(layout: NodeLayout) -> dict[str, Any]:
         # A developer's disk may be full for reasons that are none of a test's.
         "evictionHard": dict.fromkeys(("memory.available", "nodefs.available", "imagefs.available"), "0%"),
         "imageGCHighThresholdPercent": 100,
-        # A pod whose claims could not be prepared is tried again after this time and up to half of it more; kubelet's
-        # own is a minute.
-        "syncFrequency": "5s",
+        "syncFrequency": layout.sync_frequency,
         "nodeStatusUpdateFrequency": "5s",
         "nodeLeaseDurationSeconds": 40,
         "registerWithTaints": [],

@@ -48,12 +48,14 @@ class RealNode:
         labels: Mapping[str, str] | None = None,
         annotations: Mapping[str, str] | None = None,
         default_runtime: tuple[str, Path] | None = None,
+        sync_frequency: str = "5s",
     ) -> None:
         """Nothing is started here. CPU and memory of the node are those of the machine that all this runs on.
 
         number: below 5000; nodes with different ones have different addresses.
         default_runtime: name and program of what containers are started with instead of runc; called just like runc,
             it ends with ``exec``ing the program "runc-unconfined" of `binaries.ensure` with its own arguments.
+        sync_frequency: how often kubelet looks at a pod though nothing happened; its own default is "1m".
         """
         self.control_plane = control_plane
         self.name = name
@@ -61,6 +63,7 @@ class RealNode:
         self._labels = dict(labels or {})
         self._annotations = dict(annotations or {})
         self._default_runtime = default_runtime
+        self._sync_frequency = sync_frequency
         self._machine = Machine()
         self._layout: NodeLayout | None = None
         self._asked = 0
@@ -249,6 +252,7 @@ class RealNode:
             authority=self.control_plane.directory / "pki" / "ca.crt",
             labels=self._labels,
             default_runtime=self._default_runtime,
+            sync_frequency=self._sync_frequency,
         )
         if len(str(self.kubelet_root)) > SOCKET_PATH_LIMIT - SOCKET_ROOM:
             raise ValueError(f"{self.kubelet_root} is too long for unix sockets; set TMPDIR to /tmp.")
