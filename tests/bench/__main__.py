@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from tests.bench import burst, handover, latency, planner, replay, startup
+from tests.bench import agent, burst, handover, latency, planner, replay, startup
 from tests.bench.figures import Figure, NotMeasurable, show, write
 
 OUTPUT: Final = Path(__file__).parent.parent.parent / "build" / "bench.json"
@@ -33,6 +33,8 @@ BENCHES: Final[dict[str, Bench]] = {
     "api_writes_per_lease": burst.run_writes,
     "handover_whole_s": handover.run_whole,
     "handover_mig_s": handover.run_mig,
+    "agent_rss_mb": agent.run_idle,
+    "dra_prepare_ms": agent.run_prepare,
     REPLAY: lambda _: replay.run(_trace()),
 }
 """Every bench by the name that `ONLY=` takes; one may yield several figures."""

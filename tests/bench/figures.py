@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -50,7 +51,8 @@ class Figure:
 def percentile(samples: Sequence[float], share: float = PERCENTILE) -> float:
     """Nearest-rank percentile of at least one sample."""
     ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+    rank = math.ceil(round(share * len(ordered), 6))  # 0.07 × 100 is a little more than 7 to a computer.
+    return ordered[max(rank, 1) - 1]
 
 
 def figure(

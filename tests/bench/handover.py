@@ -144,8 +144,8 @@ async def _round(site: GpuSite, name: str, count: int, profile: str, **spec: obj
 
 
 async def _lease(site: GpuSite, clerk: Clerk, name: str, profile: str, more: Mapping[str, object]) -> Timeline:
-    settings = {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 2, **more}
-    spec = pod(name, "devices", "sleep", **settings)["spec"]
+    own = {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 2}
+    spec = pod(name, "devices", "sleep")["spec"] | own | dict(more)
     line = clerk.begins(name)
     body = lease(name, TEAM, gpus={"profile": profile}, template={"spec": spec})
     await site.world.create(body)

@@ -47,7 +47,10 @@ def left_of(directory: Path, processes: list[int]) -> list[str]:
     """What is left of a machine with that folder and those processes."""
     left = [f"process {pid}" for pid in processes if alive(pid)]
     left += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(directory) in line]
-    left += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{directory.name}")]
+    try:
+        left += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{directory.name}")]
+    except FileNotFoundError as error:  # One went while it was looked at: look again.
+        left.append(str(error))
     return left + ([str(directory)] if directory.exists() else [])
 
 

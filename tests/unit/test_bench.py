@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -15,9 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench import __main__ as bench
-from tests.bench import burst, replay, writes
-from tests.bench.figures import Figure, figure
+from tests.bench import agent, burst, handover, replay, writes
+from tests.bench.agent import Idle
+from tests.bench.figures import Figure, NotMeasurable, figure, percentile
 from tests.bench.replay import Outcome
+from tests.bench.timeline import Mark, Timeline
 
 T = TypeVar("T")
 
@@ -112,3 +115,87 @@ def test_every_figure_of_the_writes_says_its_conditions(monkeypatch: pytest.Monk
         "operator_alone": "≤ 10 (one lease at a time; nothing mines)",
         "agent_alone": "≤ 4 (one lease at a time; nothing mines)",
     }
+
+
+def hand_over(*marks: float, **steps: float) -> Timeline:
+    """A hand-over with these seconds from one mark to the next, and these steps in milliseconds."""
+    line = Timeline("train")
+    at = 1_700_000_000.0
+    for mark, seconds in zip(Mark, (0.0, *marks), strict=True):
+        at += seconds
+        line.mark(mark, at)
+    line.steps = steps
+    return line
+
+
+HAND_OVER: Final = (0.1, 0.9, 0.02, 0.01, 0.03, 0.06, 0.2)
+
+
+def test_the_parts_of_a_hand_over_add_up_to_all_of_it() -> None:
+    line = hand_over(*HAND_OVER, Evict=250, Scrub=450)
+    assert line.seconds == pytest.approx(1.32)
+    parts = line.parts()
+    assert sum(parts.values()) == pytest.approx(1320, abs=0.1)
+    assert parts["agent: Evict"] == 250
+    assert parts["agent: hears of the spec, and between steps"] == pytest.approx(200, abs=0.1)
+
+
+def test_only_the_first_time_that_something_is_seen_counts() -> None:
+    line = Timeline("train")
+    line.mark(Mark.BOUND, 1.0)
+    line.mark(Mark.BOUND, 2.0)
+    assert line.marks == {Mark.BOUND: 1.0}
+
+
+def test_hand_overs_say_how_eight_at_once_compare_to_one_and_where_the_time_went(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = hand_over(*HAND_OVER, Scrub=450)
+    eight = [hand_over(*(2 * seconds for seconds in HAND_OVER), Scrub=900)] * 8
+    monkeypatch.setattr(handover, "missing", lambda: None)
+    monkeypatch.setattr(handover, "_whole", answering(([one], [eight], [one])))
+    found = {one.name: one for one in handover.run_whole(1)}
+    assert list(found) == ["handover_whole_s", "handover_token_s", "handover_eight_s", "handover_eight_ratio"]
+    assert found["handover_eight_ratio"].median == pytest.approx(2)
+    assert found["handover_whole_s"].parts["agent: Scrub"].median == 450
+    assert found["handover_eight_s"].parts["agent: Scrub"].median == 900
+    assert "1.2" in found["handover_whole_s"].goal
+
+
+def test_a_figure_that_cannot_be_measured_here_says_why_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(handover, "missing", lambda: "A real kubelet needs root.")
+    sound = {"sound": lambda _: [figure("sound", [1.0], "s", "", parts={"waiting": [400.0, 600.0]})]}
+    monkeypatch.setattr(bench, "OUTPUT", tmp_path / "bench.json")
+    monkeypatch.setattr(bench, "BENCHES", {"handover_mig_s": handover.run_mig, **sound})
+    ran = CliRunner().invoke(bench.main)
+    assert ran.exit_code == 0
+    assert "handover_mig_s is not measured: A real kubelet needs root." in ran.output
+    [written] = json.loads((tmp_path / "bench.json").read_text())
+    assert written["name"] == "sound"
+    assert written["parts"] == {"waiting": {"median": 500.0, "p95": 600.0}}
+
+
+def test_the_agent_s_figures_say_how_many_slices_they_hold_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "_idle", answering(([Idle(90.0, 80.0, 0.5, 120.0)], [16.0])))
+    monkeypatch.setattr(agent, "_prepare", answering([5.0] * 99 + [80.0]))
+    figures = [*agent.run_idle(1), *agent.run_prepare(1)]
+    assert [one.goal for one in figures if "56 slices" not in one.goal and one.name != "dra_prepare_p99_ms"] == []
+    assert next(one for one in figures if one.name == "dra_prepare_p99_ms").median == 5.0
+
+
+def test_the_simulated_driver_is_not_asked_for_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(NotMeasurable, match="needs Linux; this is darwin"):
+        agent.run_idle(1)
+
+
+@pytest.mark.parametrize(("count", "share", "rank"), [(20, 0.95, 19), (100, 0.99, 99), (100, 0.07, 7), (21, 0.95, 20)])
+def test_a_percentile_is_the_smallest_sample_that_so_many_do_not_exceed(count: int, share: float, rank: int) -> None:
+    assert percentile(range(count, 0, -1), share) == rank
+
+
+def test_a_percentile_of_few_samples_is_one_of_them() -> None:
+    assert percentile([3.0]) == percentile([3.0], 0.0) == 3.0
+    assert percentile([1.0, 2.0], 1.0) == 2.0

@@ -2,8 +2,9 @@
 
 A container keeps its right to open a device for as long as it lives, whether it uses it or not, and the driver lists
 only who uses it. So the former holder's pods are looked for by what they cannot shed: the UID of the pod in the cgroup
-that kubelet put them in, and the folders of pod and claim among their mounts. Reads /proc; ends processes by pidfd, so
-that a number that was given anew is never hit. Source: proc(5), cgroups(7), pidfd_open(2).
+that kubelet put them in, and files of the pod, or the mark of the claim, mounted where containers have them. The node's
+own programs see kubelet's mounts too, but in kubelet's folder. Reads /proc; ends processes by pidfd, so that a number
+that was given anew is never hit. Source: proc(5), cgroups(7), pidfd_open(2).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
+from gpu_tenancy.agent.cdi import MARKS
 from gpu_tenancy.agent.gpus import Process
 
 PROC: Final = Path("/proc")
+_MARKS: Final = f"{MARKS}/".encode()
 
 
 class Host(Protocol):
@@ -51,7 +54,7 @@ class LinuxHost:
         if not traces:
             return []
         holds = self._test(traces)
-        return [Process(pid, self._command(pid)) for pid in self._pids() if holds(pid)]
+        return [Process(pid, self._command(pid)) for pid in sorted(self._pids()) if holds(pid)]
 
     def _test(self, traces: frozenset[str]) -> Callable[[int], bool]:
         """Whether a process carries one of the UIDs; mounts are read once for each mount namespace."""
@@ -68,11 +71,11 @@ class LinuxHost:
             if not namespace:
                 return False
             if namespace not in known:
-                known[namespace] = carries(self._read(pid, "mountinfo"))
+                known[namespace] = any(
+                    _is_containers(mount, carries) for mount in self._read(pid, "mountinfo").splitlines()
+                )
             return known[namespace]
 
-        known[self._mount_namespace(os.getpid())] = False  # The host's own: kubelet's mounts are in there.
-        known[self._mount_namespace(1)] = False
         return holds
 
     def _end(self, pid: int, traces: frozenset[str]) -> None:
@@ -103,6 +106,19 @@ class LinuxHost:
             return (self._proc / str(pid) / name).read_bytes()
         except OSError:
             return b""
+
+
+def _is_containers(mount: bytes, carries: Callable[[bytes], bool]) -> bool:
+    """Whether a line of mountinfo is of a container that carries one of the UIDs.
+
+    kubelet mounts files of the pod's folder in its containers under other names, /etc/hosts for one: the UID is in what
+    is mounted, and not in where. On the node itself, and in whatever has the node's mounts, it is in where.
+    """
+    fields = mount.split(b" ", 5)
+    if len(fields) < 6:
+        return False
+    source, place = fields[3], fields[4]
+    return carries(place) if place.startswith(_MARKS) else carries(source) and not carries(place)
 
 
 def _spellings(traces: Collection[str]) -> Iterator[str]:

@@ -211,8 +211,9 @@ class Lanes:
         try:
             await self._gpus.create(slot.gpu, slot.profile, slot.start)
         except GpuError:
-            self._memory.update(lambda now: known.not_created(now, slot))
+            # Where the list cannot be had either, what was intended stays on record: something may have been made.
             await self._walk(slot.gpu)
+            self._memory.update(lambda now: known.not_created(now, slot))
             raise
         await self._walk(slot.gpu)
         self._take_instance(slot)

@@ -24,6 +24,8 @@ SMALLEST: Final = 2 << 20
 """Bytes of the smallest block that is asked for: what the driver hands out memory in."""
 TOLERATED: Final = 64 << 20
 """Bytes that may stay free when nothing more can be had: more than that would be reachable and not written."""
+RESERVED: Final = 640 << 20
+"""Bytes that a context may take for itself; on large devices a fiftieth of the memory, where that is more."""
 EVERY: Final = 512 << 20
 """Bytes from one sample to the next: a copy to the host costs 0.1 ms, whatever its size."""
 SAMPLE: Final = 4096
@@ -82,7 +84,8 @@ def _check_identity(handle: Any, device: str) -> None:  # noqa: ANN401  (the bin
 
 def _everything() -> Iterator[tuple[int, int]]:
     """All memory that can be had, as blocks of (address, bytes), the largest first."""
-    size = _free() // SMALLEST * SMALLEST
+    free, total = _both("cuMemGetInfo", *cuda.cuMemGetInfo())
+    size, had = free // SMALLEST * SMALLEST, 0
     while size >= SMALLEST:
         error, address = cuda.cuMemAlloc(size)
         if error == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
@@ -90,9 +93,13 @@ def _everything() -> Iterator[tuple[int, int]]:
             continue
         _check("cuMemAlloc", error)
         yield int(address), size
+        had += size
         size = min(size, _free() // SMALLEST * SMALLEST)
     if (left := _free()) > TOLERATED:
         raise ScrubError(f"{left >> 20} MiB of memory are free and cannot be allocated; reset the GPU")
+    missing = total - had
+    if missing > max(RESERVED, total // 50):
+        raise ScrubError(f"{missing >> 20} of {total >> 20} MiB of memory are taken; somebody else is on the device")
 
 
 def _free() -> int:

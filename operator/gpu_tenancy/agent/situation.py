@@ -339,8 +339,10 @@ def intended(situation: Situation, slot: Slot) -> Situation:
 
 
 def not_created(situation: Situation, slot: Slot) -> Situation:
-    """The driver refused to create an instance there and left nothing behind."""
-    return replace(situation, made=situation.made - {_placed(slot)})
+    """The driver refused to create an instance there; half of one that it may have left is the agent's own."""
+    here = (slot.profile, slot.start)
+    half = any((one.profile, one.start) == here and not one.uuid for one in situation.instances.get(slot.gpu, ()))
+    return situation if half else replace(situation, made=situation.made - {_placed(slot)})
 
 
 def restored(situation: Situation, device: str, now: datetime) -> Situation:
@@ -528,9 +530,19 @@ def woken(situation: Situation, subject: str) -> Situation:
 
 
 def fenced(situation: Situation, fence: Fence) -> Situation:
-    """These slices are kept out of use; an earlier fence around the same ones gives way."""
-    others = tuple(one for one in situation.fences if (one.gpu, one.mask) != (fence.gpu, fence.mask))
-    return replace(situation, fences=(*others, fence))
+    """These slices are kept out of use. Of two fences around the same ones that stays which is harder to end."""
+    same = [one for one in situation.fences if (one.gpu, one.mask) == (fence.gpu, fence.mask)]
+    if any(_is_harder(one, fence) for one in same):
+        return situation
+    return replace(situation, fences=(*(one for one in situation.fences if one not in same), fence))
+
+
+def _is_harder(one: Fence, other: Fence) -> bool:
+    """Whether a fence takes more to end, or longer, than another."""
+    remedies = list(Remedy)
+    if one.remedy is not other.remedy:
+        return remedies.index(one.remedy) > remedies.index(other.remedy)
+    return one.until is not None and other.until is not None and one.until > other.until
 
 
 def condemned(situation: Situation, fence: Fence, devices: Iterable[str]) -> Situation:

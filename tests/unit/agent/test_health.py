@@ -114,3 +114,11 @@ def test_kubelet_is_told_of_every_device_that_a_pod_may_have() -> None:
     [(device, health, message)] = [one for one in told(world.agent) if one[1] != HEALTHY]
     assert (device, health) == (HIGH.device, UNHEALTHY)
     assert "Xid 94" in message
+
+
+def test_what_is_easier_to_end_does_not_take_the_place_of_what_is_harder() -> None:
+    world = serving()
+    after(world, GpuEvent(MIG_GPU, 79))
+    after(world, GpuEvent(MIG_GPU, 95))
+    after(world, GpuEvent(MIG_GPU, 94))
+    assert [one.remedy for one in world.agent.fences] == [Remedy.REBOOT]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
+import stat
 import subprocess
 import sys
 import time
@@ -18,12 +20,15 @@ import pynvml
 import pytest
 
 from gpu_tenancy.agent import nvml
+from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.gpus import GpuError, GpuLost, InsufficientResources, InUse
 from gpu_tenancy.agent.nvml import NvmlGpus, calls, model_name
-from gpu_tenancy.api.node import GpuMode
+from gpu_tenancy.agent.situation import Situation
+from gpu_tenancy.api.node import GpuMode, Slot
 from gpu_tenancy.mig.profiles import of_model
 from tests.nvsim.library import library
 from tests.nvsim.node import STATE, Node
+from tests.unit.agent.world import EPOCH, holder, instance
 
 T = TypeVar("T")
 
@@ -326,3 +331,35 @@ def test_processes_of_every_kind_are_named(gpus: NvmlGpus, node: Node, root: Pat
 
 def test_the_boot_is_the_kernels(gpus: NvmlGpus) -> None:
     assert run(gpus.boot_id()) == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def test_a_capability_node_that_nobody_has_made_yet_is_made(gpus: NvmlGpus, node: Node, root: Path) -> None:
+    """Without it a container that has the GPU's node sees no instance."""
+    node.make_files(root)
+    devices = root / "proc/devices"
+    devices.write_text("Character devices:\n  1 mem\n237 nvidia-caps\n")
+    made = run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    capabilities = [one for one in made.nodes if "nvidia-cap" in one]
+    assert len(capabilities) == 2
+    gone = root / capabilities[0].lstrip("/")
+    gone.unlink()
+    if os.geteuid() != 0:
+        with pytest.raises(GpuError, match="cannot be made: .*; run the agent as root"):
+            run(gpus.instances(uuid_of(1)))
+        return
+    run(gpus.instances(uuid_of(1)))
+    assert stat.S_ISCHR(gone.stat().st_mode)
+    assert os.major(gone.stat().st_rdev) == 237
+    gone.unlink()
+    devices.unlink()
+    with pytest.raises(GpuError, match="run nvidia-smi once"):
+        run(gpus.instances(uuid_of(1)))
+
+
+def test_half_an_instance_that_a_failed_creation_leaves_stays_the_agents_own() -> None:
+    slot = Slot(device="d", gpu="GPU-1", profile="3g.40gb", start=4, holder=holder(1), since=EPOCH)
+    half = replace(instance("GPU-1", "3g.40gb", 4, 7), uuid="", compute_instance=None)
+    there = known.walked(known.intended(Situation(), slot), "GPU-1", [half])
+    assert known.is_own(known.not_created(there, slot), half)
+    whole = known.walked(there, "GPU-1", [instance("GPU-1", "3g.40gb", 4, 7)])
+    assert known.not_created(whole, slot).made == frozenset()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -209,3 +212,35 @@ def test_a_machine_that_can_start_no_child_is_a_sentence(gpus: NvmlGpus, monkeyp
             await scrubber.scrub(device)
 
     play(story)
+
+
+TAKER = """
+from cuda.bindings import driver as cuda
+def ok(error, value=None):
+    assert error == cuda.CUresult.CUDA_SUCCESS, error
+    return value
+ok(*cuda.cuInit(0))
+ok(*cuda.cuCtxSetCurrent(ok(*cuda.cuDevicePrimaryCtxRetain(ok(*cuda.cuDeviceGet(0))))))
+ok(*cuda.cuMemAlloc(20 << 30))
+print("taken", flush=True)
+input()
+"""
+
+
+def test_memory_that_somebody_else_holds_is_no_scrubbed_memory(gpus: NvmlGpus) -> None:
+    device = uuids(gpus)[0]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+    with subprocess.Popen(
+        [sys.executable, "-c", TAKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as taker:
+        try:
+            assert taker.stdout is not None
+            assert taker.stdout.readline() == "taken\n"
+
+            async def story(scrubber: CudaScrubber) -> None:
+                with pytest.raises(GpuError, match="somebody else is on the device"):
+                    await scrubber.scrub(device)
+
+            play(story)
+        finally:
+            taker.kill()

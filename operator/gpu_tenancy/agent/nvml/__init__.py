@@ -9,7 +9,9 @@ given anew. Sources: NVIDIA NVML API reference, MIG User Guide.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, wait
@@ -55,6 +57,7 @@ ANSWER_SECONDS: Final = 10.0
 """How long a GPU may take to say what it is before it is listed as not healthy."""
 CONTROL_NODES: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 """Device nodes that every user of a GPU needs beside its own."""
+_CAPS_MAJOR: Final = re.compile(r"^\s*(\d+) nvidia-caps$", re.MULTILINE)
 _CAPABILITY: Final = re.compile(r"^gpu(\d+)/gi(\d+)/(?:ci(\d+)/)?access (\d+)$", re.MULTILINE)
 
 
@@ -368,11 +371,31 @@ class NvmlGpus:
         table = self._root / "proc/driver/nvidia-caps/mig-minors"
         text = table.read_text() if table.exists() else ""
         capabilities = [
-            f"/dev/nvidia-caps/nvidia-cap{number}"
+            self._capability_node(int(number))
             for gpu, gi, ci, number in _CAPABILITY.findall(text)
             if (int(gpu), int(gi)) == (minor, gpu_instance) and ci in ("", str(compute_instance))
         ]
-        return self._existing(f"/dev/nvidia{minor}", *capabilities, *CONTROL_NODES)
+        return (*self._existing(f"/dev/nvidia{minor}"), *capabilities, *self._existing(*CONTROL_NODES))
+
+    def _capability_node(self, number: int) -> str:
+        """The device node of a capability, made where nobody has yet: without it the container sees no instance."""
+        node = f"/dev/nvidia-caps/nvidia-cap{number}"
+        path = self._root / node.lstrip("/")
+        if not path.exists():
+            devices = self._root / "proc/devices"
+            major = _CAPS_MAJOR.search(devices.read_text() if devices.exists() else "")
+            if major is None:
+                raise GpuError(
+                    f"{node} is not there, and /proc/devices does not say how to make it; run nvidia-smi once"
+                )
+            try:
+                path.parent.mkdir(exist_ok=True)
+                os.mknod(path, stat.S_IFCHR | 0o444, os.makedev(int(major[1]), number))
+            except FileExistsError:
+                pass  # Somebody was faster.
+            except OSError as error:
+                raise GpuError(f"{node} is not there and cannot be made: {error}; run the agent as root") from None
+        return node
 
     def _create(self, gpu: str, profile: str, start: int) -> Instance:
         with sentences(f"MIG instance {profile} at memory slice {start} of GPU {gpu}"):
