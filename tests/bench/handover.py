@@ -26,6 +26,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
+import psutil
+
 from gpu_tenancy.kube.resources import GPU_LEASES
 from tests.bench import fleet
 from tests.bench.figures import Figure, NotMeasurable, figure
@@ -134,9 +136,11 @@ async def _round(site: GpuSite, name: str, count: int, profile: str, **spec: obj
     clerk = Clerk(site)
     await asyncio.sleep(SETTLE_SECONDS)
     async with clerk.watching():
+        psutil.cpu_percent()
         each = (_lease(site, clerk, f"{name}-{index}", profile, spec) for index in range(count))
         lines = await asyncio.gather(*each)
-    fleet.say(f"{name}: {', '.join(f'{line.seconds:.2f}' for line in lines)} s")
+        busy = psutil.cpu_percent()
+    fleet.say(f"{name}: {', '.join(f'{line.seconds:.2f}' for line in lines)} s, processors {busy:.0f} % busy")
     for line in lines:
         await site.world.delete(GPU_LEASES, line.name, TEAM)
     await _mining(site, miners)

@@ -22,6 +22,8 @@ V = TypeVar("V")
 
 PROBATION: Final = timedelta(minutes=10)
 """How long by default a place stays out of use after an error, or after a device could not be made there in time."""
+MOST_STEPS: Final = 16
+"""Steps of a hand-over that are told, the last ones."""
 WHOLE_GPU: Final = 0xFF
 """All eight memory slices."""
 
@@ -300,7 +302,8 @@ def passed(held: Held, step: HandOverStepType, now: datetime) -> Held:
     """A step of its hand-over is done; the next begins."""
     took = max(timedelta(), now - held.since) if held.since is not None else timedelta()
     done = HandOverStep(step=step, milliseconds=round(took / timedelta(milliseconds=1)))
-    return held.model_copy(update={"steps": (*held.steps, done), "since": now, "overdue": False})
+    steps = (*held.steps, done)[-MOST_STEPS:]  # One that is tried again and again has more than it can tell of.
+    return held.model_copy(update={"steps": steps, "since": now, "overdue": False})
 
 
 def is_done(held: Held, step: HandOverStepType) -> bool:
@@ -393,7 +396,7 @@ def _evidence(situation: Situation, held: Held, vitals: Vitals, mask: int) -> Ha
     last = max(former, key=lambda one: one.gone_at, default=None)
     return HandOver(
         former=list({one.holder.uid: one.holder for one in former}.values()),
-        steps=[*(last.steps if last else ()), *held.steps],
+        steps=[*(last.steps if last else ()), *held.steps][-MOST_STEPS:],
         scrubbed_bytes=held.scrub.bytes if held.scrub else 0,
         samples=held.scrub.samples if held.scrub else 0,
         ecc_uncorrected=vitals.ecc_uncorrected,

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 
 from gpu_tenancy.api.base import ApiModel, ConditionStatus, Holder, Message, MicroTime, Profile, ShortMessage, Time
-from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, list_map, rule, rules
+from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, list_map, replaced_whole, rule, rules
 
 
 class GpuMode(StrEnum):
@@ -148,6 +148,8 @@ class HandOverStep(ApiModel):
 
 class HandOver(ApiModel):
     """How a device came to its holder, as evidence: nothing of the former holder is left on it."""
+
+    model_config = ConfigDict(json_schema_extra=replaced_whole())
 
     former: Annotated[list[Holder], Field(max_length=8)] = []
     """Who had any of its memory slices last, as far as the agent knows; empty on a new or rebooted node."""
