@@ -58,8 +58,7 @@ def _check(situation: Situation, claim: Mapping[str, Any], result: Mapping[str, 
     holder = held.slot.holder
     if namespace != holder.namespace:
         raise Refusal(
-            f"device {device} is held by {holder.kind} {holder.namespace}/{holder.name}; "
-            f"claim {namespace}/{name} is of another namespace"
+            f"device {device} is held by another; claim {namespace}/{name} is of another namespace than its holder"
         )
     asked = _asked_holder(claim, result["request"])
     if asked != holder.uid:

@@ -35,10 +35,15 @@ def conflicts(
         yield f"NVIDIA's device plugin offers {', '.join(offered)} on this node; keep it off this node"
     if labels.get(MIG_MANAGER) == "true" and MIG_CONFIG in labels:
         yield f"NVIDIA's mig-manager partitions the GPUs of this node; label the node {MIG_MANAGER}=false"
-    if NVIDIA_DRA in plugins:
+    if any(name == NVIDIA_DRA or name.startswith(f"{NVIDIA_DRA}-") for name in plugins):
         yield f"NVIDIA's DRA driver {NVIDIA_DRA} is registered on this node; remove its DaemonSet from it"
-    if runtime is not None and LEGACY_RUNTIME in (runtime.name, *runtime.binary.rsplit("/", 1)[-1:]):
+    if runtime is not None and _is_nvidias(runtime):
         yield (
             f"the default container runtime is {runtime.name} ({runtime.binary or LEGACY_RUNTIME}): any pod that sets "
             f"NVIDIA_VISIBLE_DEVICES would see all GPUs; make runc the default in the runtime's configuration"
         )
+
+
+def _is_nvidias(runtime: DefaultRuntime) -> bool:
+    """NVIDIA's runtime in any of its modes; its variants have a suffix, `.legacy` for one."""
+    return any(name.startswith(LEGACY_RUNTIME) for name in (runtime.name, runtime.binary.rsplit("/", 1)[-1]))

@@ -165,6 +165,7 @@ class Agent:
         """Start everything; the order matters: nothing is taken away before the spec was read."""
         lanes = Lanes(memory, self._machine, self._clock, self._settings, tasks, self._on_hand_over)
         await self._first_look(memory, lanes, tasks)
+        memory.update(known.tidied)
         tasks.create_task(heartbeat.beat(self._client, lambda: outbox.home.owner, self._clock, self._settings))
         await self._watch(memory, outbox, tasks)
         tasks.create_task(self._observe(memory, lanes, tasks))
@@ -302,7 +303,8 @@ class Agent:
     def _declare(self, memory: Memory, here: Home) -> None:
         """Take in which mode each GPU should be in."""
         indices = [gpu.index for gpu in memory.situation.gpus.values()]
-        memory.update(lambda now: known.declared(now, home.declared_modes(here, indices)))
+        modes = home.declared_modes(here, indices)
+        memory.update(lambda now: known.declared(now, modes, "; ".join(here.conflicts)))
 
 
 def _partitioned(situation: Situation) -> list[str]:

@@ -30,12 +30,23 @@ kubelet needs on top; a scrub the start of a context on a GPU that has just been
 
 def due(situation: Situation, now: datetime) -> Situation:
     """The situation after whatever has come due by now."""
+    situation = _in_step(situation, now)
     over = [fence for fence in situation.fences if _is_over(situation, fence, now)]
     if over:
         situation = known.lifted(situation, over)
     for device, held in situation.held.items():
         if is_late(situation, held, now):
             situation = known.overdue(situation, device)
+    return situation
+
+
+def _in_step(situation: Situation, now: datetime) -> Situation:
+    """What a clock that was ahead has written down does not last until the years it saw."""
+    latest = now + situation.probation
+    for fence in situation.fences:
+        if fence.until is not None and fence.until > latest:
+            situation = known.lifted(situation, [fence])
+            situation = known.fenced(situation, fence.model_copy(update={"until": latest}))
     return situation
 
 

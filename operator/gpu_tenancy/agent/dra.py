@@ -83,7 +83,7 @@ class Plugin(DRAPluginServicer):
         try:
             claim = await self._admit(asked)
             await self._memory.saved()
-            self._files.write(self._memory.situation, claim)
+            self._write_file(claim)
         except (Refusal, KubeError, OSError) as error:
             _log.warning("Claim %s/%s is not prepared: %s", asked.namespace, asked.name, error)
             return dra.NodePrepareResourceResponse(error=str(error))
@@ -107,6 +107,11 @@ class Plugin(DRAPluginServicer):
                 await self._clock.sleep(_TURN)
                 patience -= _TURN
         return self._record(body, asked)
+
+    def _write_file(self, claim: PreparedClaim) -> None:
+        if not {one.device for one in claim.devices} <= self._memory.situation.held.keys():
+            raise Refusal(f"a device of claim {claim.namespace}/{claim.name} was taken away in this moment")
+        self._files.write(self._memory.situation, claim)
 
     def _record(self, body: Object, asked: dra.Claim) -> PreparedClaim:
         claim = admitted(self._memory.situation, self._node, body, asked.uid)

@@ -35,6 +35,8 @@ class GpuFacts:
     """False: nothing is made or published on it."""
     message: str = ""
     """Why it is not healthy, as a sentence."""
+    needs_reset: bool = False
+    """The driver says that it has to be reset before it answers again."""
     nodes: tuple[str, ...] = ()
     """Device nodes that a container needs to use the whole GPU; empty where there are none to give."""
 
@@ -88,7 +90,7 @@ class Vitals:
     recovery_action: str = ""
     """What the driver asks for, e.g. ``reset the GPU``; empty where nothing."""
     power_limit_mw: int | None = None
-    """Enforced power limit in mW."""
+    """Power limit in mW that is set."""
     default_power_limit_mw: int | None = None
     """Power limit in mW that the GPU has by default."""
     pcie_width: int | None = None
@@ -148,6 +150,10 @@ class InsufficientResources(GpuError):  # noqa: N818
 
 class GpuLost(GpuError):  # noqa: N818
     """The GPU has fallen off the bus or needs a reset; only a person or a reboot brings it back."""
+
+
+class ResetRequired(GpuLost):
+    """The GPU answers nothing until it is reset."""
 
 
 class Gpus(Protocol):

@@ -2,8 +2,8 @@
 
 A container keeps its right to open a device for as long as it lives, whether it uses it or not, and the driver lists
 only who uses it. So the former holder's pods are looked for by what they cannot shed: the UID of the pod in the cgroup
-that kubelet put them in, and files of the pod, or the mark of the claim, mounted where containers have them. The node's
-own programs see kubelet's mounts too, but in kubelet's folder. Reads /proc; ends processes by pidfd, so that a number
+that kubelet put them in, and the pod's /etc/hosts or the mark of the claim, mounted where containers have them. The
+node's own programs see kubelet's mounts too, but elsewhere. Reads /proc; ends processes by pidfd, so that a number
 that was given anew is never hit. Source: proc(5), cgroups(7), pidfd_open(2).
 """
 
@@ -76,6 +76,7 @@ class LinuxHost:
                 )
             return known[namespace]
 
+        known |= dict.fromkeys((self._mount_namespace(pid) for pid in (1, os.getpid())), False)  # The node's own.
         return holds
 
     def _end(self, pid: int, traces: frozenset[str]) -> None:
@@ -111,14 +112,16 @@ class LinuxHost:
 def _is_containers(mount: bytes, carries: Callable[[bytes], bool]) -> bool:
     """Whether a line of mountinfo is of a container that carries one of the UIDs.
 
-    kubelet mounts files of the pod's folder in its containers under other names, /etc/hosts for one: the UID is in what
-    is mounted, and not in where. On the node itself, and in whatever has the node's mounts, it is in where.
+    Only what nobody else has counts: the mark of a claim in its place, and the pod's own /etc/hosts, which kubelet
+    mounts from the pod's folder. Whatever else of that folder is mounted anywhere may be the node's own doing.
     """
     fields = mount.split(b" ", 5)
     if len(fields) < 6:
         return False
     source, place = fields[3], fields[4]
-    return carries(place) if place.startswith(_MARKS) else carries(source) and not carries(place)
+    if place.startswith(_MARKS):
+        return carries(place)
+    return place == b"/etc/hosts" and source.endswith(b"/etc-hosts") and carries(source)
 
 
 def _spellings(traces: Collection[str]) -> Iterator[str]:

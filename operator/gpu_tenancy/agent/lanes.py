@@ -15,7 +15,7 @@ from typing import Final, assert_never
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.clock import Clock
-from gpu_tenancy.agent.gpus import GpuError, Instance, Process
+from gpu_tenancy.agent.gpus import GpuError, Instance, InsufficientResources, InUse, Process, Vitals
 from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
@@ -37,12 +37,14 @@ from gpu_tenancy.agent.steps import (
     mask_of,
     subject_of,
 )
-from gpu_tenancy.agent.vetting import objection
+from gpu_tenancy.agent.vetting import asks_for_reset, objection
 from gpu_tenancy.api.node import HandOver, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 
 _log = logging.getLogger(__name__)
 
+SCRUBBED_SHARE: Final = 0.85
+"""Share of a device's memory that a scrub must have written: a context takes some 0.5 GiB of the smallest, of 4.75."""
 _PROCESS_PAUSES: Final = 20
 """Longest pause between looks for processes, in first pauses."""
 
@@ -89,11 +91,20 @@ class Lanes:
             return
         try:
             async with lock:
-                await self._walk(gpu)
+                await self._walk_twice(gpu)
         except GpuError as error:
             _log.warning("The instances of %s could not be listed: %s", gpu, error)
             if gpu not in self._memory.situation.instances:
                 self._spawn(self._look_again(gpu))
+
+    async def _walk_twice(self, gpu: str) -> None:
+        """List the instances; where one that serves is not among them a second look decides: a lease hangs on it."""
+        there = {one.uuid for one in await self._gpus.instances(gpu)}
+        held = self._memory.situation.held.values()
+        served = {one.uuid for one in held if one.slot.gpu == gpu and one.slot.profile != FULL and one.published}
+        if not served <= there:
+            await self._clock.sleep(self._settings.confirm_seconds)
+        await self._walk(gpu)
 
     async def _look_again(self, gpu: str) -> None:
         await self._clock.sleep(self._settings.retry_seconds)
@@ -210,6 +221,10 @@ class Lanes:
         await self._memory.saved()
         try:
             await self._gpus.create(slot.gpu, slot.profile, slot.start)
+        except InsufficientResources:  # What takes the place was there before, and is not ours for our asking.
+            self._memory.update(lambda now: known.not_created(now, slot, nothing=True))
+            await self._walk(slot.gpu)
+            raise
         except GpuError:
             # Where the list cannot be had either, what was intended stays on record: something may have been made.
             await self._walk(slot.gpu)
@@ -232,17 +247,29 @@ class Lanes:
         self._memory.update(lambda here: known.scrubs(here, slot.device))
         try:
             scrub = await self._scrubber.scrub(uuid)
+            self._check_scrub(slot, scrub)
         finally:
             self._memory.update(lambda here: known.rests_from_scrubbing(here, slot.device))
         self._advance(slot, lambda here, now: known.scrubbed(here, slot.device, scrub, now))
 
+    def _check_scrub(self, slot: Slot, scrub: known.Scrub) -> None:
+        """What a context takes for itself cannot be had; more than that must not be missing."""
+        held = self._memory.situation.held.get(slot.device)
+        if held is not None and held.shape is not None and scrub.bytes < SCRUBBED_SHARE * (held.shape.memory_mib << 20):
+            wrote = f"{scrub.bytes >> 20} of {held.shape.memory_mib} MiB"
+            raise GpuError(f"the scrub of {slot.device} wrote {wrote}; look who else is on it")
+
     async def _verify(self, slot: Slot) -> None:
         """Ready is what looks as it should, from the outside, at that moment."""
         held = self._memory.situation.held.get(slot.device)
-        if held is None or not await self._is_unused(slot, held.uuid):
+        if held is None:
+            return
+        if not await self._is_unused(slot, held.uuid):
+            self._memory.update(lambda here: known.unscrubbed(here, slot.device))
             return
         vitals = await self._gpus.vitals(slot.gpu)
         if (wrong := objection(vitals)) is not None:
+            self._condemn(slot, wrong, vitals)
             raise GpuError(f"GPU {slot.gpu} is not fit for {slot.device}: {wrong}")
         mask = mask_of(self._memory.situation, slot.device) if slot.device in self._memory.situation.held else 0
         again = held.hand_over is not None
@@ -250,6 +277,14 @@ class Lanes:
         made = self._memory.situation.held.get(slot.device)
         if made is not None and made.hand_over is not None and not again:
             self._on_hand_over(made.hand_over)
+
+    def _condemn(self, slot: Slot, wrong: str, vitals: Vitals) -> None:
+        """What a reset would mend waits for it; nobody is on a GPU that is just being made ready as a whole."""
+        if slot.profile == FULL and asks_for_reset(vitals):
+            reason = f"GPU {slot.gpu}: {wrong}; it is reset once nobody is on it"
+            fence = Fence(gpu=slot.gpu, mask=WHOLE_GPU, reason=reason, remedy=Remedy.RESET)
+            devices = {slot.device} & self._memory.situation.held.keys()
+            self._memory.update(lambda here: known.condemned(here, fence, devices))
 
     def _advance(self, slot: Slot, transition: Callable[[Situation, datetime], Situation]) -> None:
         """A step is done; of a device that the spec has dropped meanwhile nobody wants to know."""
@@ -265,18 +300,24 @@ class Lanes:
 
     async def _maintain(self, step: Maintenance) -> None:
         """Reset or convert a GPU once; where that is refused it is left alone until the node is rebooted."""
-        if found := await self._gpus.processes(step.gpu):
-            _log.info("GPU %s is in use by %s; it is looked at again.", step.gpu, _named(found))
-            self._rest(step.gpu, self._settings.retry_seconds, self._settings.retry_limit_seconds)
+        try:
+            found = await self._gpus.processes(step.gpu)
+        except GpuError:
+            found = ()  # One that needs a reset answers nothing; whoever had it was proven gone.
+        if found:
+            self._later(step.gpu, f"it is in use by {_named(found)}")
             return
         try:
             if isinstance(step, ResetGpu):
                 await self._gpus.reset(step.gpu)
             else:
                 await self._convert(step)
+        except InUse as error:
+            self._later(step.gpu, str(error))
+            return
         except GpuError as error:
             _log.error("GPU %s is left alone until the node is rebooted: %s", step.gpu, error)
-            reason = f"{error}; reboot the node, or correct what its annotation declares"
+            reason = f"{error}; reboot the node"
             fence = Fence(gpu=step.gpu, mask=WHOLE_GPU, reason=reason, remedy=Remedy.REBOOT)
             self._memory.update(lambda here: known.fenced(here, fence))
         else:
@@ -284,6 +325,10 @@ class Lanes:
             self._memory.update(lambda here: known.reset_done(here, step.gpu, now))
         gpus = await self._gpus.list()
         self._memory.update(lambda here: known.listed(here, gpus))
+
+    def _later(self, gpu: str, why: str) -> None:
+        _log.warning("GPU %s is not reset or converted yet: %s", gpu, why)
+        self._rest(gpu, self._settings.retry_seconds, self._settings.retry_limit_seconds)
 
     async def _convert(self, step: Convert) -> None:
         """The mode that was asked for, read back; where it waits for a reset, a reset of this GPU alone."""

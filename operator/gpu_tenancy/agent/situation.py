@@ -22,6 +22,8 @@ V = TypeVar("V")
 
 PROBATION: Final = timedelta(minutes=10)
 """How long by default a place stays out of use after an error, or after a device could not be made there in time."""
+MOST_TRACES: Final = 512
+"""UIDs that a device remembers, of the pods and claims that had it last: a pod that restarts for weeks has many."""
 MOST_STEPS: Final = 16
 """Steps of a hand-over that are told, the last ones."""
 WHOLE_GPU: Final = 0xFF
@@ -121,6 +123,8 @@ class Held(ApiModel):
     """How it was made ready; not None means that it is not scrubbed again: a pod's data may be on it."""
     overdue: bool = False
     """A step of its hand-over did not end in time."""
+    faulty: bool = False
+    """Something is wrong with its GPU or its place, and nothing is tried until it is not."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -197,6 +201,8 @@ class Situation:
     """Instances that the agent did not create are destroyed like orphans of its own."""
     declared: Mapping[int, GpuMode] = field(default_factory=dict)
     """Modes that the Node declares for its GPUs, by index; empty where it declares none."""
+    conflict: str = ""
+    """Who else hands out the GPUs of the node, as a sentence: nothing new is made then."""
     xids: Mapping[str, int] = field(default_factory=dict)
     """Xid events that each GPU has told of since the agent began to listen."""
 
@@ -265,7 +271,13 @@ def specified(situation: Situation, slots: Iterable[Slot], generation: int) -> S
 
 def listed(situation: Situation, gpus: Iterable[GpuFacts]) -> Situation:
     """The GPUs of the node were listed."""
-    return replace(situation, gpus={gpu.uuid: gpu for gpu in gpus})
+    situation = replace(situation, gpus={gpu.uuid: gpu for gpu in gpus})
+    for gpu in situation.gpus.values():
+        if gpu.needs_reset and not any(one.gpu == gpu.uuid and one.mask == WHOLE_GPU for one in situation.fences):
+            devices = [device for device, held in situation.held.items() if held.slot.gpu == gpu.uuid]
+            fence = Fence(gpu=gpu.uuid, mask=WHOLE_GPU, reason=gpu.message, remedy=Remedy.RESET)
+            situation = condemned(situation, fence, devices)
+    return situation
 
 
 def facts_with(gpu: GpuFacts, *, healthy: bool, message: str) -> GpuFacts:
@@ -273,9 +285,11 @@ def facts_with(gpu: GpuFacts, *, healthy: bool, message: str) -> GpuFacts:
     return replace(gpu, healthy=healthy, message=message)
 
 
-def declared(situation: Situation, modes: Mapping[int, GpuMode]) -> Situation:
-    """The Node declares these modes for its GPUs."""
-    return situation if modes == situation.declared else replace(situation, declared=modes)
+def declared(situation: Situation, modes: Mapping[int, GpuMode], conflict: str) -> Situation:
+    """The Node declares these modes for its GPUs; `conflict`: who else hands them out."""
+    if (modes, conflict) == (situation.declared, situation.conflict):
+        return situation
+    return replace(situation, declared=modes, conflict=conflict)
 
 
 def walked(situation: Situation, gpu: str, instances: Iterable[Instance]) -> Situation:
@@ -294,7 +308,7 @@ def accepted(situation: Situation, slot: Slot, now: datetime) -> Situation:
 
 
 _AFRESH: Final[dict[str, object]] = {
-    "state": SlotState.PREPARING, "message": "", "stored": False, "steps": (), "overdue": False,
+    "state": SlotState.PREPARING, "message": "", "stored": False, "steps": (), "overdue": False, "faulty": False,
 }  # fmt: skip
 
 
@@ -326,8 +340,13 @@ def waiting(situation: Situation, device: str, state: SlotState, message: str) -
 
 def failed(situation: Situation, device: str, message: str, now: datetime) -> Situation:
     """The device cannot be made as things are, or cannot serve any more."""
-    begins = _AFRESH | {"since": now, "state": SlotState.FAILED, "message": message}
+    begins = _AFRESH | {"since": now, "state": SlotState.FAILED, "message": message, "faulty": True}
     return _held(situation, situation.held[device].model_copy(update=begins))
+
+
+def mended(situation: Situation, device: str, now: datetime) -> Situation:
+    """Nothing is wrong with its GPU and its place any more: it is made or verified from now on."""
+    return _held(situation, situation.held[device].model_copy(update={"faulty": False, "since": now}))
 
 
 def undone(situation: Situation, device: str, now: datetime) -> Situation:
@@ -337,15 +356,20 @@ def undone(situation: Situation, device: str, now: datetime) -> Situation:
 
 
 def intended(situation: Situation, slot: Slot) -> Situation:
-    """An instance is about to be created there; recorded first, so that it is known as ours whatever happens."""
-    return replace(situation, made=_without_placement(situation.made, slot) | {_placed(slot)})
+    """An instance is about to be created there; recorded first, so that it is known as ours whatever happens.
+
+    What was on record there stays so: the driver may only have failed to list it.
+    """
+    return replace(situation, made=situation.made | {_placed(slot)})
 
 
-def not_created(situation: Situation, slot: Slot) -> Situation:
-    """The driver refused to create an instance there; half of one that it may have left is the agent's own."""
+def not_created(situation: Situation, slot: Slot, *, nothing: bool = False) -> Situation:
+    """The driver refused to create an instance there. What lies there since is the agent's own, half of one or a whole
+    one whose reading failed; with `nothing` it made nothing."""
+    before = {(one.profile, one.start) for one in situation.made if one.gpu == slot.gpu and one.uuid}
     here = (slot.profile, slot.start)
-    half = any((one.profile, one.start) == here and not one.uuid for one in situation.instances.get(slot.gpu, ()))
-    return situation if half else replace(situation, made=situation.made - {_placed(slot)})
+    left = here not in before and any((one.profile, one.start) == here for one in situation.instances.get(slot.gpu, ()))
+    return situation if left and not nothing else replace(situation, made=situation.made - {_placed(slot)})
 
 
 def restored(situation: Situation, device: str, now: datetime) -> Situation:
@@ -377,6 +401,12 @@ def scrubbed(situation: Situation, device: str, scrub: Scrub, now: datetime) -> 
     """All that the device's holder will be able to reach was overwritten."""
     held = passed(situation.held[device], HandOverStepType.SCRUB, now)
     return _held(situation, held.model_copy(update={"scrub": scrub}))
+
+
+def unscrubbed(situation: Situation, device: str) -> Situation:
+    """Somebody is or was on the device after its scrub, and it has not served yet: that scrub counts for nothing."""
+    held = situation.held[device]
+    return situation if held.hand_over is not None else _held(situation, held.model_copy(update={"scrub": None}))
 
 
 def made_ready(situation: Situation, device: str, vitals: Vitals, mask: int, now: datetime) -> Situation:
@@ -499,7 +529,7 @@ def claimed(situation: Situation, claim: PreparedClaim) -> Situation:
     """The claim is prepared: whoever carries its UID, or that of a pod it is reserved for, has its devices."""
     for one in claim.devices:
         held = situation.held[one.device]
-        traces = tuple(dict.fromkeys((*held.traces, claim.uid, *claim.pods)))
+        traces = tuple(dict.fromkeys((*held.traces, claim.uid, *claim.pods)))[-MOST_TRACES:]
         if traces != held.traces:
             situation = _held(situation, held.model_copy(update={"traces": traces}))
     return replace(situation, prepared=_with(situation.prepared, claim.uid, claim))
@@ -569,6 +599,21 @@ def _on_probation(fence: Fence, until: datetime) -> Fence:
     return fence.model_copy(update={"remedy": Remedy.TIME, "until": until})
 
 
+def tidied(situation: Situation) -> Situation:
+    """Records of creations that a kill prevented, of devices that nobody wants any more: what comes to lie there is not
+    the agent's."""
+    explained = {(one.slot.gpu, one.slot.profile, one.slot.start) for one in situation.held.values()}
+    stale = {
+        one
+        for one in situation.made
+        if not one.uuid
+        and one.gpu in situation.instances
+        and (one.gpu, one.profile, one.start) not in explained
+        and not any((here.profile, here.start) == (one.profile, one.start) for here in situation.instances[one.gpu])
+    }
+    return replace(situation, made=situation.made - stale)
+
+
 def lifted(situation: Situation, fences: Collection[Fence]) -> Situation:
     """These fences are gone."""
     return replace(situation, fences=tuple(one for one in situation.fences if one not in fences))
@@ -586,7 +631,7 @@ def rebooted(situation: Situation, now: datetime) -> Situation:
     """After a reboot no claim is prepared, no instance exists and nothing was handed to anybody yet."""
     held = {device: Held(slot=one.slot, since=now) for device, one in situation.held.items()}
     fences = tuple(_on_probation(one, now + situation.probation) for one in situation.fences)
-    return replace(situation, held=held, made=frozenset(), prepared={}, fences=fences)
+    return replace(situation, held=held, made=frozenset(), prepared={}, fences=fences, former={})
 
 
 def resumed(
@@ -602,7 +647,8 @@ def resumed(
         out = held.published or device in there
         again = held.state is SlotState.READY and (not out or held.shape is None)
         stored = held.ready_at is not None and in_status.get(device) == held.ready_at
-        change = {"published": device in there, "stored": stored}
+        since = held.since if held.state is SlotState.READY else now  # While nobody was there no time was lost.
+        change = {"published": device in there, "stored": stored, "since": since}
         anew = _AFRESH | {"since": now} if again else {}
         situation = _held(situation, held.model_copy(update=change | anew))
     return situation

@@ -74,6 +74,13 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
+class Mend:
+    """Nothing is wrong any more with what the device is on."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class Remake:
     """The instance under a serving device is gone: make it once more."""
 
@@ -159,7 +166,7 @@ class Forget:
     device: str
 
 
-Bookkeeping: TypeAlias = Accept | Drain | Await | Fail | Remake | Forget
+Bookkeeping: TypeAlias = Accept | Drain | Await | Fail | Mend | Remake | Forget
 """Steps that change nothing outside the agent's memory."""
 
 
@@ -224,6 +231,8 @@ def noted(situation: Situation, step: Bookkeeping, now: datetime) -> Situation:
             return known.waiting(situation, device, state, message)
         case Fail(device=device, message=message):
             return known.failed(situation, device, message, now)
+        case Mend(device=device):
+            return known.mended(situation, device, now)
         case Remake(device=device):
             return known.undone(situation, device, now)
         case Forget(device=device):
@@ -300,13 +309,15 @@ def _steps_on(situation: Situation, gpu: str, held_here: Sequence[Held]) -> Iter
 
 def _maintain(situation: Situation, gpu: GpuFacts) -> Iterator[Step]:
     """What is done to a GPU as a whole: only while nothing is on it, wanted or not, ours or not."""
-    if not gpu.healthy or gpu.uuid in situation.resting or _is_occupied(situation, gpu):
+    if gpu.uuid in situation.resting or _is_occupied(situation, gpu):
         return
     fences = [one for one in situation.fences if one.gpu == gpu.uuid]
     if any(one.remedy is Remedy.REBOOT for one in fences):
         return
     if any(one.remedy is Remedy.RESET for one in fences):
-        yield ResetGpu(gpu.uuid)
+        yield ResetGpu(gpu.uuid)  # One that answers nothing but that it needs this, too.
+    elif not gpu.healthy or situation.conflict:
+        return
     elif (mode := situation.declared.get(gpu.index, gpu.mode)) is not gpu.mode:
         yield Convert(gpu.uuid, mode)
 
@@ -359,7 +370,7 @@ def _take_away(situation: Situation, held: Held) -> Iterator[Step]:
     elif _was_handed_out(held) and not was_walked(situation, held.slot):
         yield Await(device, held.state, UNWALKED)
     elif step is HandOverStepType.PROVE_EMPTY:
-        yield Prove(device, held.slot.gpu, held.uuid, held.traces)
+        yield Prove(device, held.slot.gpu, held.uuid or (instance.uuid if instance else ""), held.traces)
     elif instance is not None:
         yield Destroy(device, instance)
     else:
@@ -453,6 +464,8 @@ def _make(situation: Situation, held: Held) -> Iterator[Step]:
         case _ if wrong is not None:
             if (held.state, held.message) != (SlotState.FAILED, wrong):
                 yield Fail(device, wrong)
+        case _ if held.faulty:
+            yield Mend(device)
         case SlotState.READY:
             yield from _announce(situation, held)
         case _:
@@ -556,7 +569,8 @@ def _takes(other: Held) -> str:
 
 def _occupies(situation: Situation, held: Held) -> bool:
     device = held.slot.device
-    return _was_handed_out(held) or device in situation.scrubbing or instance_of(situation, held) is not None
+    had = _was_handed_out(held) or bool(held.uuid) or device in situation.scrubbing
+    return had or instance_of(situation, held) is not None
 
 
 def _overlap(situation: Situation, held: Held, gpu: str, mask: int) -> bool:
@@ -585,6 +599,8 @@ def fault(situation: Situation, held: Held) -> str | None:
         return f"GPU {slot.gpu} is not on this node; it was taken out, or the slot is for another node"
     if not gpu.healthy:
         return f"GPU {gpu.index} is not healthy: {gpu.message}"
+    if situation.conflict and held.state is not SlotState.READY:
+        return situation.conflict
     fence = known.fence_around(situation, gpu.uuid, slices(gpu, slot))
     return (fence.reason if fence is not None else None) or _misfit(gpu, slot) or _intruder(situation, gpu, slot)
 

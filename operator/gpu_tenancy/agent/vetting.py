@@ -8,6 +8,11 @@ from __future__ import annotations
 from gpu_tenancy.agent.gpus import Vitals
 
 
+def asks_for_reset(vitals: Vitals) -> bool:
+    """Whether a reset would mend what is wrong."""
+    return bool(vitals.remap_pending) or "reset" in vitals.recovery_action
+
+
 def objection(vitals: Vitals) -> str | None:
     """Why the GPU must not serve anybody, as a clause with the remedy; None where it may. What cannot be read is no
     objection: rows cannot while the GPU has MIG instances."""

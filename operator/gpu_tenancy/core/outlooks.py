@@ -128,7 +128,9 @@ def _waiting(stock: Stock) -> str:
     if pending := stock.pending:
         node, slot = pending[0]
         report = stock.report(node, slot)
-        reason = f": {report.message}" if report and report.message else ""
+        # What a device waits for is another holder, or what was left of one: not for this tenant's eyes.
+        failed = report is not None and report.state in BROKEN and report.message
+        reason = f": {report.message}" if report is not None and failed else ""
         ready = len(stock.held) - len(pending)
         return (
             f"{ready} of {len(stock.held)} devices are ready; {slot.device} on {node.name} is being prepared{reason}."

@@ -88,7 +88,17 @@ def test_programs_of_the_node_that_see_kubelets_mounts_are_left_alone(proc: Proc
     proc.add(50, "systemd-logind", mounts=HOST_MOUNTS + "99 25 0:99 / /tmp rw - tmpfs tmpfs rw\n")
     inside = HOST_MOUNTS.replace("/var/lib/kubelet/pods", "/host/var/lib/kubelet/pods", 1)
     proc.add(51, "node-exporter", mounts=inside)
+    bound = HOST_MOUNTS + f"98 25 259:1 {KUBELET}/volumes/x /mnt rw - ext4 /dev/sda1 rw\n"
+    proc.add(52, "bash", mounts=bound)
     assert proc.carrying(POD, CLAIM) == []
+
+
+def test_the_nodes_own_mounts_are_never_a_containers(proc: Proc) -> None:
+    """Whatever an administrator mounts where: the first process and all that share its mounts are the node's."""
+    odd = HOST_MOUNTS + f"97 25 259:1 {KUBELET}/etc-hosts /etc/hosts rw - ext4 /dev/sda1 rw\n"
+    (proc.root / "1" / "mountinfo").write_text(odd)
+    proc.add(53, "kubelet")
+    assert proc.carrying(POD) == []
 
 
 def test_a_process_that_ends_while_it_is_looked_at_is_nobody(proc: Proc) -> None:

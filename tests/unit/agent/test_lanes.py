@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -436,7 +437,7 @@ def test_a_gpu_with_a_row_to_be_remapped_serves_nobody() -> None:
 
 def declare(bench: Bench, index: int, mode: GpuMode) -> None:
     """The Node declares another mode for a GPU."""
-    bench.memory.update(lambda now: known.declared(now, {index: mode}))
+    bench.memory.update(lambda now: known.declared(now, {index: mode}, ""))
 
 
 def test_a_gpu_on_which_nothing_is_takes_the_declared_mode_by_a_reset_of_it_alone() -> None:
@@ -475,10 +476,7 @@ def test_a_reset_that_is_refused_quarantines_that_gpu_and_is_not_repeated() -> N
         declare(bench, 0, GpuMode.MIG)
         await bench.clock.until(lambda: bool(bench.memory.situation.fences))
         (fence,) = bench.memory.situation.fences
-        assert fence.reason == (
-            "GPU 0 was not reset: Resetting GPU 0 is not supported.; "
-            "reboot the node, or correct what its annotation declares"
-        )
+        assert fence.reason == ("GPU 0 was not reset: Resetting GPU 0 is not supported.; reboot the node")
         bench.gpus.fail(0, Faults())
         beside = bench.slot(1, FULL)
         bench.specify(beside)
@@ -504,5 +502,47 @@ def test_a_gpu_whose_error_asks_for_a_reset_is_reset_once_nobody_is_on_it() -> N
         assert fence.remedy is Remedy.TIME
         assert fence.until is not None
         assert PROBATION - timedelta(seconds=3) < fence.until - bench.clock.now() <= PROBATION
+
+    play(story)
+
+
+def test_a_gpu_that_answers_nothing_but_that_it_needs_a_reset_is_reset_once_nobody_is_on_it() -> None:
+    async def story(bench: Bench) -> None:
+        bench.specify()
+        sick = [
+            replace(gpu, healthy=gpu.index != 0, message="GPU 0 needs a reset", needs_reset=gpu.index == 0)
+            for gpu in await bench.gpus.list()
+        ]
+        bench.memory.learn(known.listed(bench.memory.situation, sick))
+        await bench.clock.until(lambda: ("reset", "0") in bench.gpus.calls)
+        await bench.clock.until(lambda: bench.memory.situation.gpus[bench.gpus.uuids[0]].healthy)
+        assert [fence.remedy for fence in bench.memory.situation.fences] == [Remedy.TIME]
+
+    play(story)
+
+
+def test_an_instance_that_one_listing_misses_is_looked_for_again_before_its_lease_is_lost() -> None:
+    class Forgetful(FakeGpus):
+        forgets = 0
+
+        async def instances(self, gpu: str) -> list[Instance]:
+            found = list(await super().instances(gpu))
+            self.forgets -= 1
+            return [] if self.forgets >= 0 else found
+
+    async def story(bench: Bench) -> None:
+        slot = bench.slot(4, "3g.40gb")
+        bench.specify(slot)
+        await bench.clock.until(bench.are(SlotState.READY, slot))
+        await bench.clock.until(lambda: bench.memory.situation.held[slot.device].published)
+        before = bench.memory.situation.held[slot.device]
+        bench.gpus.__class__ = Forgetful
+        bench.gpus.forgets = 1  # type: ignore[attr-defined]  # it is one now
+        async with asyncio.TaskGroup() as tasks:
+            machine = Machine(bench.gpus, bench.scrubber, bench.host)
+            look = tasks.create_task(Lanes(bench.memory, machine, bench.clock, AgentSettings(), tasks).look(slot.gpu))
+            await bench.clock.until(look.done)
+        assert bench.memory.situation.held[slot.device] == before
+        assert bench.memory.situation.instances[slot.gpu]
 
     play(story)

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, suppress
@@ -27,7 +28,17 @@ from weakref import WeakKeyDictionary
 
 import pynvml
 
-from gpu_tenancy.agent.gpus import GpuError, GpuEvent, GpuFacts, Instance, Process, Telemetry, Vitals
+from gpu_tenancy.agent.gpus import (
+    GpuError,
+    GpuEvent,
+    GpuFacts,
+    Instance,
+    InUse,
+    Process,
+    ResetRequired,
+    Telemetry,
+    Vitals,
+)
 from gpu_tenancy.agent.nvml import examine
 from gpu_tenancy.agent.nvml.calls import (
     COMPUTE_PROFILES,
@@ -53,6 +64,8 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 RESET_SECONDS: Final = 120.0
 """How long a reset may take."""
 _TURN: Final = 0.02
+_SMI_IN_USE: Final = 255
+"""Exit code of nvidia-smi where somebody has the GPU open."""
 ANSWER_SECONDS: Final = 10.0
 """How long a GPU may take to say what it is before it is listed as not healthy."""
 CONTROL_NODES: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
@@ -219,8 +232,7 @@ class NvmlGpus:
         try:
             self._run_reset(gpu)
         finally:
-            with sentences("NVML after a reset"):
-                pynvml.nvmlInit()
+            _open_again()
             self._halved = {one for one in self._halved if one[0] != gpu}
             self._watch(watched)
 
@@ -232,7 +244,8 @@ class NvmlGpus:
             raise GpuError(f"GPU {gpu} was not reset: {error}") from None
         if done.returncode != 0:
             said = " ".join((done.stdout + done.stderr).split()) or f"exit code {done.returncode}"
-            raise GpuError(f"GPU {gpu} was not reset: {said}")
+            refusal = InUse if done.returncode == _SMI_IN_USE else GpuError
+            raise refusal(f"GPU {gpu} was not reset: {said}")
 
     def _watch(self, gpus: Sequence[str]) -> None:
         if self._tell is not None:
@@ -269,7 +282,7 @@ class NvmlGpus:
             patience = ANSWER_SECONDS
             while self._under_way or any(not asked.done() for asked in self._asked.values()):
                 if patience <= 0:
-                    raise GpuError(f"GPU {gpu} cannot be reset while a call on some GPU of the node hangs")
+                    raise InUse(f"GPU {gpu} cannot be reset while a call on some GPU of the node hangs")
                 await asyncio.sleep(_TURN)
                 patience -= _TURN
             yield
@@ -323,7 +336,8 @@ class NvmlGpus:
         try:
             self._known[index] = asked.result()
         except GpuError as error:
-            return self._unwell(index, str(error))
+            unwell = self._unwell(index, str(error))
+            return unwell and replace(unwell, needs_reset=isinstance(error, ResetRequired))
         self._owners[self._known[index].uuid] = self._known[index].uuid
         return self._known[index]
 
@@ -481,6 +495,17 @@ class NvmlGpus:
             return (self._root / f"proc/{pid}/comm").read_text().strip()
         except OSError:
             return ""
+
+
+def _open_again() -> None:
+    """Initialise NVML after a reset; a driver that is still busy with it is asked again. Raises GpuError."""
+    for pause in (0.1, 0.5, 1.0, 2.0, 5.0, 10.0):
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            return
+        time.sleep(pause)
+    with sentences("NVML after a reset"):
+        pynvml.nvmlInit()
 
 
 def _set_mode(gpu: str, mode: GpuMode) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pynvml
 
-from gpu_tenancy.agent.gpus import GpuError, GpuLost, InsufficientResources, InUse
+from gpu_tenancy.agent.gpus import GpuError, GpuLost, InsufficientResources, InUse, ResetRequired
 from gpu_tenancy.api.node import GpuMode
 
 CORES_PER_MULTIPROCESSOR: Final = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128}
@@ -23,7 +23,9 @@ def sentences(subject: str) -> Iterator[None]:
     """NVML's errors as ours, each a sentence with what to do."""
     try:
         yield
-    except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired) as error:
+    except pynvml.NVMLError_ResetRequired as error:
+        raise ResetRequired(f"{subject}: {error}; reset the GPU or reboot the node") from None
+    except pynvml.NVMLError_GpuIsLost as error:
         raise GpuLost(f"{subject}: {error}; reset the GPU or reboot the node") from None
     except pynvml.NVMLError_InUse as error:
         raise InUse(f"{subject}: {error}; stop what uses it, DCGM among others, or try again") from None

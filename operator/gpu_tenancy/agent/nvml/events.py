@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pynvml
 
-from gpu_tenancy.agent.gpus import GpuEvent
+from gpu_tenancy.agent.gpus import GpuError, GpuEvent
 from gpu_tenancy.agent.nvml.calls import gpu_handle
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Watch:
         while not self._stopped.is_set():
             try:
                 self._listen()
-            except pynvml.NVMLError_GpuIsLost:
+            except (pynvml.NVMLError_GpuIsLost, GpuError):
                 self._tell(GpuEvent(self._gpu, lost=True))
                 self._stopped.wait(LOST_PAUSE_SECONDS)
             except pynvml.NVMLError as error:

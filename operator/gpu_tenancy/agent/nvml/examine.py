@@ -89,9 +89,10 @@ def telemetry(gpu: str, devices: Sequence[str]) -> Telemetry:
 
 
 def _limits(device: Any) -> tuple[int | None, int | None]:  # noqa: ANN401
-    """Enforced and default power limit in mW; None where the GPU has none."""
+    """The power limit that was set and the default one in mW; None where the GPU has none. The enforced one may be
+    lower still, by the chassis' or the site's own limits, which are nobody's tuning."""
     return (
-        where_known(pynvml.nvmlDeviceGetEnforcedPowerLimit, device),
+        where_known(pynvml.nvmlDeviceGetPowerManagementLimit, device),
         where_known(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, device),
     )
 
