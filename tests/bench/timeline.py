@@ -16,7 +16,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from gpu_tenancy.api.node import SlotState
+from gpu_tenancy.api.node import HandOverStepType, SlotState
 from gpu_tenancy.kube.resources import GPU_NODES, PODS, RESOURCE_SLICES, Resource
 from tests.cluster.api import Api, ApiError, Object
 from tests.cluster.node.realnode import RealNode
@@ -24,6 +24,8 @@ from tests.node.gpu_site import GpuSite
 from tests.node.site import TEAM
 
 JOB_LABEL: Final = "batch.kubernetes.io/job-name"
+PARTS: Final = {HandOverStepType.EVICT.value: "kubelet and containerd: Evict, the miner's pod until Unprepare"}
+"""Steps that are somebody else's work."""
 _PATIENCE_SECONDS: Final = 90.0
 
 
@@ -77,13 +79,19 @@ class Timeline:
         """From the lease's creation to the tenant's first line."""
         return self.marks[Mark.RUNNING] - self.marks[Mark.CREATED]
 
+    @property
+    def own_milliseconds(self) -> float:
+        """What the agent needs by itself: from the end of the eviction until the device is published."""
+        steps = sum(took for step, took in self.steps.items() if step != HandOverStepType.EVICT)
+        return steps + self._between(Mark.READY, Mark.PUBLISHED)
+
     def parts(self) -> Mapping[str, float]:
         """Where the time went, in milliseconds; they add up to `seconds`."""
         between = self._between
         agent = between(Mark.SPECIFIED, Mark.READY)
         return {
             "operator: lease created to GpuNode.spec written": between(Mark.CREATED, Mark.SPECIFIED),
-            **{f"agent: {step}": took for step, took in self.steps.items()},
+            **{PARTS.get(step, f"agent: {step}"): took for step, took in self.steps.items()},
             "agent: hears of the spec, and between steps": agent - sum(self.steps.values()),
             "agent: status written": between(Mark.READY, Mark.STORED),
             "agent: ResourceSlice written": between(Mark.STORED, Mark.PUBLISHED),

@@ -89,7 +89,7 @@ class Bench:
         self.state = control_plane.directory / "agents"
         self.gpus = FakeGpus(self.node, mig=mig, state=self.state / self.node / "hardware.json")
         self.history: list[Seen] = []
-        self.patience = 3.0
+        self.patience = 20.0
         """How long a claim waits for a device that is being made."""
         self._watched_to: dict[str, int] = {}
 
@@ -112,21 +112,23 @@ class Bench:
         metadata = {"name": self.node, "annotations": {f"{DRIVER}/mig-gpus": text}}
         await self.api.create(NODES.path(), {"metadata": metadata})
 
+    async def run_agent(self) -> None:
+        """The agent in this process, until it ends or is cancelled."""
+        async with KubeClient.connect(str(self.control_plane.kubeconfig)) as client:
+            await Agent(self.node, client, Seat(machine(self.gpus), self.settings), SystemClock()).run()
+
     @contextlib.asynccontextmanager
     async def agent(self) -> AsyncIterator[None]:
         """The agent at work in this process."""
-        async with KubeClient.connect(str(self.control_plane.kubeconfig)) as client:
-            work = asyncio.ensure_future(
-                Agent(self.node, client, Seat(machine(self.gpus), self.settings), SystemClock()).run()
-            )
-            try:
-                await self.until("a ResourceSlice", self._has_slice, work)
-                yield
-                assert not work.done(), work
-            finally:
-                work.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await work
+        work = asyncio.ensure_future(self.run_agent())
+        try:
+            await self.until("a ResourceSlice", self._has_slice, work)
+            yield
+            assert not work.done(), work
+        finally:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
 
     async def start(self) -> None:
         """Start the agent as a process of its own."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gpu_tenancy.agent.checkpoint import UnreadableCheckpoint
 from gpu_tenancy.api.names import SYSTEM_NAMESPACE
 from gpu_tenancy.kube.resources import COORDINATION_LEASES, GPU_NODES, RESOURCE_SLICES
 from tests.cluster.api import MERGE, Object
@@ -294,6 +295,26 @@ def test_a_claim_that_is_not_the_holders_is_refused_with_a_sentence(stage: Stage
         assert bench.cdi_files() == []
 
     play(stage, story)
+
+
+def test_an_agent_that_has_lost_its_memory_touches_nothing(stage: Stage) -> None:
+    """Who had the devices, and may have them still, is not known to anybody any more."""
+
+    async def run() -> None:
+        bench = Bench(stage.control_plane)
+        await bench.join()
+        async with bench.agent():
+            slot = bench.slot(7, "3g.40gb", 4, LEASE)
+            await bench.specify(slot)
+            await bench.published(slot)
+        bench.settings.checkpoint.unlink()
+        with pytest.raises(UnreadableCheckpoint, match="has 1 devices of this boot, and the checkpoint"):
+            await asyncio.wait_for(bench.run_agent(), 60)
+        bench.gpus.reboot()
+        async with bench.agent():
+            await bench.published(slot)
+
+    stage.play(run())
 
 
 def test_a_claim_waits_for_a_device_that_is_still_being_made(stage: Stage) -> None:

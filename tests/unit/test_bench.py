@@ -136,7 +136,8 @@ def test_the_parts_of_a_hand_over_add_up_to_all_of_it() -> None:
     assert line.seconds == pytest.approx(1.32)
     parts = line.parts()
     assert sum(parts.values()) == pytest.approx(1320, abs=0.1)
-    assert parts["agent: Evict"] == 250
+    assert parts["agent: Scrub"] == 450
+    assert line.own_milliseconds == pytest.approx(480, abs=0.1)
     assert parts["agent: hears of the spec, and between steps"] == pytest.approx(200, abs=0.1)
 
 
@@ -155,7 +156,9 @@ def test_hand_overs_say_how_eight_at_once_compare_to_one_and_where_the_time_went
     monkeypatch.setattr(handover, "missing", lambda: None)
     monkeypatch.setattr(handover, "_whole", answering(([one], [eight], [one])))
     found = {one.name: one for one in handover.run_whole(1)}
-    assert list(found) == ["handover_whole_s", "handover_token_s", "handover_eight_s", "handover_eight_ratio"]
+    assert list(found) == [
+        "handover_whole_s", "handover_token_s", "handover_eight_s", "handover_eight_ratio", "handover_eight_own_ms",
+    ]  # fmt: skip
     assert found["handover_eight_ratio"].median == pytest.approx(2)
     assert found["handover_whole_s"].parts["agent: Scrub"].median == 450
     assert found["handover_eight_s"].parts["agent: Scrub"].median == 900

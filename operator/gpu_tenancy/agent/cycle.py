@@ -102,6 +102,7 @@ class Agent:
         self._on_hand_over = seat.on_hand_over
         self._clock = clock
         self._scrubs_expected = 0
+        self._remembers = False
         self._memory: Memory | None = None
 
     @property
@@ -126,7 +127,7 @@ class Agent:
             await self._persist(home.ensure_gpu_node, self._client, here.owner)
             outbox = Outbox(self._client, memory, (self._home, here), self._clock, self._settings)
             self._declare(memory, here)
-            await self._persist(outbox.resume)
+            await self._persist(outbox.resume, remembers=self._remembers)
             async with asyncio.TaskGroup() as tasks:
                 await self._work(memory, outbox, tasks)
 
@@ -141,6 +142,7 @@ class Agent:
         """What disk and hardware tell."""
         boot_id = await self._gpus.boot_id()
         saved = await asyncio.to_thread(checkpoint.read, self._settings.checkpoint)
+        self._remembers = bool(saved.boot_id)
         situation = replace(
             checkpoint.situation_of(saved),
             probation=timedelta(seconds=self._settings.probation_seconds),

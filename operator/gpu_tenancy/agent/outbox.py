@@ -15,6 +15,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from gpu_tenancy.agent import report
 from gpu_tenancy.agent import situation as known
+from gpu_tenancy.agent.checkpoint import UnreadableCheckpoint
 from gpu_tenancy.agent.clock import Clock
 from gpu_tenancy.agent.home import Home, Owner, Reader
 from gpu_tenancy.agent.memory import Memory
@@ -70,14 +71,24 @@ class Outbox:
         self._slice = None
         self.wake()
 
-    async def resume(self) -> None:
-        """Take from the API server what stands there, before anything is done. Raises KubeError."""
+    async def resume(self, *, remembers: bool) -> None:
+        """Take from the API server what stands there, before anything is done. Raises KubeError.
+
+        `remembers`: there was a checkpoint. Without one, a node that has handed out devices in this boot is not
+        touched: who had them, and may have them still, is not known. Raises UnreadableCheckpoint then.
+        """
         node = await self._client.get(GPU_NODES, self.home.owner.name)
         self._uid = node["metadata"]["uid"]
         self._status = _parse(node.get("status"))
         self._slice = await self._read_slice()
         slots = self._status.slots if self._status else []
         ready_at = {slot.device: slot.ready_at for slot in slots if slot.ready_at and slot.state is SlotState.READY}
+        if not remembers and ready_at and self._status and self._status.boot_id == self._memory.boot_id:
+            raise UnreadableCheckpoint(
+                f"GpuNode {self.home.owner.name} has {len(ready_at)} devices of this boot, and the checkpoint "
+                f"{self._settings.checkpoint} that tells who had them is gone; its folder must outlast the agent. "
+                f"Stop every pod that uses a GPU of the node, and reboot it"
+            )
         self._memory.update(lambda now: known.resumed(now, _names(self._slice), ready_at, self._clock.now()))
 
     async def run(self) -> None:
