@@ -60,15 +60,20 @@ def play(story: Callable[[CudaScrubber], Awaitable[None]], seconds: float = 60.0
     """Run a story with a scrubber; afterwards no child of it is left."""
 
     async def run() -> None:
-        before = {child.pid for child in psutil.Process().children()}
+        before = children()
         scrubber = CudaScrubber(seconds)
         try:
             await story(scrubber)
         finally:
             await scrubber.prepare(0)
-        assert {child.pid for child in psutil.Process().children()} <= before
+        assert children() <= before
 
     asyncio.run(run())
+
+
+def children() -> set[int]:
+    """Processes that this one has started, other tests' among them."""
+    return {child.pid for child in psutil.Process().children()}
 
 
 def leaks(node: Node, device: str) -> bool:
@@ -105,10 +110,12 @@ def test_several_devices_are_scrubbed_at_a_time_by_children_that_were_ready(node
     devices = [uuids(gpus)[0], *(one.uuid for one in halves(gpus))]
 
     async def story(scrubber: CudaScrubber) -> None:
+        before = children()
         await scrubber.prepare(len(devices))
-        ready = {child.pid for child in psutil.Process().children()}
+        ready = children() - before
+        assert len(ready) == len(devices)
         await asyncio.gather(*(scrubber.scrub(device) for device in devices))
-        assert not ready & {child.pid for child in psutil.Process().children()}
+        assert not ready & children()
 
     play(story)
     assert not any(leaks(node, device) for device in devices)
@@ -181,10 +188,12 @@ def test_a_child_that_dies_without_a_word_is_a_sentence(gpus: NvmlGpus) -> None:
     device = uuids(gpus)[0]
 
     async def story(scrubber: CudaScrubber) -> None:
+        before = children()
         await scrubber.prepare(1)
-        for child in psutil.Process().children():
-            child.kill()
-            child.wait()
+        [pid] = children() - before
+        child = psutil.Process(pid)
+        child.kill()
+        child.wait()
         with pytest.raises(GpuError, match="ended without a report"):
             await scrubber.scrub(device)
 
