@@ -300,11 +300,7 @@ class Lanes:
 
     async def _maintain(self, step: Maintenance) -> None:
         """Reset or convert a GPU once; where that is refused it is left alone until the node is rebooted."""
-        try:
-            found = await self._gpus.processes(step.gpu)
-        except GpuError:
-            found = ()  # One that needs a reset answers nothing; whoever had it was proven gone.
-        if found:
+        if found := await self._users(step.gpu):
             self._later(step.gpu, f"it is in use by {_named(found)}")
             return
         try:
@@ -321,10 +317,18 @@ class Lanes:
             fence = Fence(gpu=step.gpu, mask=WHOLE_GPU, reason=reason, remedy=Remedy.REBOOT)
             self._memory.update(lambda here: known.fenced(here, fence))
         else:
+            _log.info("%s of GPU %s is done.", type(step).__name__, step.gpu)
             now = self._clock.now()
             self._memory.update(lambda here: known.reset_done(here, step.gpu, now))
         gpus = await self._gpus.list()
         self._memory.update(lambda here: known.listed(here, gpus))
+
+    async def _users(self, gpu: str) -> Sequence[Process]:
+        """Who uses a GPU; one that needs a reset answers nothing, and whoever had it was proven gone."""
+        try:
+            return await self._gpus.processes(gpu)
+        except GpuError:
+            return ()
 
     def _later(self, gpu: str, why: str) -> None:
         _log.warning("GPU %s is not reset or converted yet: %s", gpu, why)

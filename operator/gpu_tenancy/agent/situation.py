@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final, Self, TypeVar
 
 from gpu_tenancy.agent.gpus import GpuFacts, Instance, Vitals
-from gpu_tenancy.api.base import ApiModel, Holder, MicroTime
+from gpu_tenancy.api.base import ApiModel, Holder, MicroTime, format_time
 from gpu_tenancy.api.node import GpuMode, HandOver, HandOverStep, HandOverStepType, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 
@@ -596,7 +596,8 @@ def reset_done(situation: Situation, gpu: str, now: datetime) -> Situation:
 def _on_probation(fence: Fence, until: datetime) -> Fence:
     if fence.remedy is Remedy.TIME:
         return fence
-    return fence.model_copy(update={"remedy": Remedy.TIME, "until": until})
+    reason = f"{fence.reason} (that was done; it is used again after {format_time(until)})"
+    return fence.model_copy(update={"remedy": Remedy.TIME, "until": until, "reason": reason})
 
 
 def tidied(situation: Situation) -> Situation:
