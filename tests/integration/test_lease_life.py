@@ -138,6 +138,48 @@ async def test_a_lease_without_room_waits_with_position_and_numbers_and_then_get
 
 
 @story
+async def test_a_slice_that_may_begin_nowhere_says_what_is_in_the_way_and_comes_once_that_ends(world: World) -> None:
+    await world.create(lease("large", gpus={"profile": "7g.80gb"}))  # has one of the two GPUs in MIG mode
+    large = await world.ready("large")
+    small = [f"small-{number}" for number in range(7)]
+    for name in small:
+        await world.create(lease(name, gpus={"profile": "1g.10gb"}, term={"duration": "1h"}))
+    ends = {name: (await world.ready(name))["status"]["expiresAt"] for name in small}
+    node = ({"n1", "n2"} - set(large["status"]["nodes"])).pop()
+    by_slice = {slot["start"]: slot["holder"]["name"] for slot in await _leased(world, node)}
+    for start in by_slice.keys() - {0, 4}:
+        await world.delete(resources.GPU_LEASES, by_slice[start], "team-a")
+
+    async def two_are_left() -> bool:
+        return len(await _leased(world, node)) == 2
+
+    await eventually("five of the leases to be gone", two_are_left)
+    await world.create(lease("wide", gpus={"profile": "3g.40gb"}))
+    waiting = await world.condition("wide", "Ready", "False", "Fragmented")
+    ready = condition_of(waiting, "Ready")
+    assert ready is not None
+    ways = f"1g.10gb at slice 0 (lease team-a/{by_slice[0]}), 1g.10gb at slice 4 (lease team-a/{by_slice[4]})"
+    first = 0 if ends[by_slice[0]] <= ends[by_slice[4]] else 4
+    assert f"GPU 7 on {node} has 6 free slices" in ready["message"]
+    assert f"can only begin at slice 0 or 4; in the way: {ways}." in ready["message"]
+    assert f"slices {first}-{first + 3} of GPU 7 on {node} once 1g.10gb at slice {first} ends (at " in ready["message"]
+    assert f"{ends[by_slice[first]]} at the latest" in ready["message"]
+    assert waiting["status"]["position"] == 1
+    assert {slot["holder"]["name"] for slot in await _leased(world, node)} == {by_slice[0], by_slice[4]}
+    await world.delete(resources.GPU_LEASES, by_slice[first], "team-a")
+    placed = await world.ready("wide")
+    assert placed["status"]["nodes"] == [node]
+    assert "position" not in placed["status"]
+
+
+async def _leased(world: World, node: str) -> list[Object]:
+    """What is promised to leases on a node."""
+    found = await world.get(resources.GPU_NODES, node)
+    assert found is not None
+    return [slot for slot in found["spec"].get("slots", ()) if slot["holder"]["kind"] == "GpuLease"]
+
+
+@story
 async def test_a_deployment_uses_a_lease_and_does_not_get_its_gpu_back_after_the_end(world: World) -> None:
     await world.create(lease("notebook", gpus={"profile": "full"}, term={"duration": "6s", "notice": "2s"}))
     await world.api.create("/apis/apps/v1/namespaces/team-a/deployments", _deployment("notebook", "notebook"))

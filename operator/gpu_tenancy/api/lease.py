@@ -68,6 +68,7 @@ class Reason(StrEnum):
 
     # waiting and refusing
     QUEUED = "Queued"
+    FRAGMENTED = "Fragmented"
     SUSPENDED = "Suspended"
     CHECKING_TEMPLATE = "CheckingTemplate"
     IMPOSSIBLE = "Impossible"
@@ -100,6 +101,8 @@ class Reason(StrEnum):
     UP_TO_DATE = "UpToDate"
 
 
+QUEUED: Final = (Reason.QUEUED, Reason.FRAGMENTED)
+"""Reasons for which a lease waits for room, with a position."""
 ENDS: Final = (Reason.EXPIRED, Reason.COMPLETED, Reason.FAILED, Reason.DELETED)
 """Reasons for which a lease is over."""
 

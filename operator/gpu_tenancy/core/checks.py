@@ -31,7 +31,7 @@ class Context:
     world: World
     pricing: Pricing
     full: dict[Want, str] = field(default_factory=dict)
-    """What found no room, and why."""
+    """What found no room, and what there is of it."""
     _wants: dict[Hashable, list[Want]] = field(default_factory=dict)
     """By UID of the lease, and by what all leases like it have in common."""
     _common: dict[tuple[str, int, int, str, PodNeeds], Want] = field(default_factory=dict)

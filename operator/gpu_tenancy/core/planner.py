@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 
 from gpu_tenancy.api.base import Holder, HolderKind, parse_duration
-from gpu_tenancy.api.lease import Price, Reason
+from gpu_tenancy.api.lease import QUEUED, Price, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.core import checks, room, writes
 from gpu_tenancy.core.actions import Action, Outlook, Plan, Refusal, Unbind
 from gpu_tenancy.core.amounts import NOTHING
 from gpu_tenancy.core.checks import Context
 from gpu_tenancy.core.devices import device_name
+from gpu_tenancy.core.fragments import Survey
 from gpu_tenancy.core.mining import ranked, wanted_slots
 from gpu_tenancy.core.outlooks import outlook, refused
 from gpu_tenancy.core.placement import Seat, World
@@ -41,7 +42,7 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     # Of a lease whose status cannot be read nothing is decided: its devices stay, and it has no outlook.
     stocks = [stock for stock in stocks if not stock.lease.unreadable]
     outlooks = [outlook(stock, now) for stock in stocks if not stock.wants]
-    outlooks += _place_queue([stock for stock in stocks if stock.wants], context, snapshot, now)
+    outlooks += _place_queue([stock for stock in stocks if stock.wants], outlooks, context, snapshot, now)
     slots = {name: wanted_slots(node, miners, now) for name, node in context.world.nodes.items()}
     mining = writes.mining(snapshot, slots)
     return Plan(
@@ -88,33 +89,49 @@ def _hold(world: World, stock: Stock) -> None:
 # --- the queue ----------------------------------------------------------------------------------------------------
 
 
-def _place_queue(stocks: Iterable[Stock], context: Context, snapshot: Snapshot, now: datetime) -> Iterator[Outlook]:
-    """Place what fits, in order; everything else gets a refusal, and a position if it only has to wait for room."""
-    position = 0
-    for stock in stocks:
-        placed = _place(stock, context, snapshot, now)
-        if placed.refusal is not None and placed.refusal.reason is Reason.QUEUED:
+def _place_queue(
+    stocks: Iterable[Stock], others: Sequence[Outlook], context: Context, snapshot: Snapshot, now: datetime
+) -> list[Outlook]:
+    """Place what fits, in order; everything else gets a refusal, and a position if it only has to wait for room. Why
+    there is none is told of the cluster as it is once all are placed. `others`: of the leases that hold something."""
+    placed = [(stock, _place(stock, context, snapshot, now)) for stock in stocks]
+    survey = Survey(context.world, [*others, *(one for _, one in placed if one is not None)])
+    outlooks, position = [], 0
+    for stock, one in placed:
+        outlook = one or _refused(stock, _no_room(stock.lease, context, survey))
+        if (refusal := outlook.refusal) is not None and refusal.reason in QUEUED:
             position += 1
-            message = f"Position {position} in the queue: {placed.refusal.message}"
-            placed = placed._replace(position=position, refusal=Refusal(Reason.QUEUED, message))
-        yield placed
+            message = f"Position {position} in the queue: {refusal.message}"
+            outlook = outlook._replace(position=position, refusal=Refusal(refusal.reason, message))
+        outlooks.append(outlook)
+    return outlooks
 
 
-def _place(stock: Stock, context: Context, snapshot: Snapshot, now: datetime) -> Outlook:
+def _place(stock: Stock, context: Context, snapshot: Snapshot, now: datetime) -> Outlook | None:
+    """None: it may be placed, but there is no room."""
     lease = stock.lease
     if failure := snapshot.failures.get(lease.uid):
         return _refused(stock, Refusal(Reason(failure.reason), failure.message))
     if refusal := checks.refusal(lease, context):
         return _refused(stock, refusal)
+    placed = context.world.place(context.wants(lease))
+    if placed is None:
+        return None
+    want = placed.want
+    return _placed(stock, placed.seats, context.pricing.price(want.model, want.profile), now)
+
+
+def _no_room(lease: LeaseFacts, context: Context, survey: Survey) -> Refusal:
     wants = context.wants(lease)
-    placed = context.world.place(wants)
-    if placed is not None:
-        want = placed.want
-        return _placed(stock, placed.seats, context.pricing.price(want.model, want.profile), now)
-    for want in wants:
-        if want not in context.full:
-            context.full[want] = f"{room.no_room(want, context.world)}."
-    return _refused(stock, Refusal(Reason.QUEUED, context.full[wants[0]] if wants else ""))
+    if not wants:
+        return Refusal(Reason.QUEUED, "")
+    found = survey.nearest(wants)
+    want = found.want if found else wants[0]
+    if want not in context.full:
+        context.full[want] = f"{room.no_room(want, context.world)}."
+    if found is None:
+        return Refusal(Reason.QUEUED, context.full[want])
+    return Refusal(Reason.FRAGMENTED, f"{context.full[want]} {survey.sentence(found, lease.key.namespace)}")
 
 
 def _refused(stock: Stock, refusal: Refusal) -> Outlook:

@@ -15,7 +15,7 @@ from gpu_tenancy.mig.profiles import FULL, of_model
 
 REMEDY: Final = "Change the lease or add nodes."
 NAMED: Final = 3
-"""Nodes that a sentence names; of more it gives the number."""
+"""Nodes or devices that a sentence names; of more it gives the number."""
 
 
 def impossible(want: Want, world: World) -> Refusal | None:
@@ -61,11 +61,11 @@ def no_room(want: Want, world: World) -> str:
 def _too_few_gpus(want: Want, nodes: Sequence[NodeBook], seats: int) -> str:
     if want.profile != FULL:
         model = f" ({want.model})" if want.model else ""
-        mig = sum(_serves(book, want) for node in nodes for book in node.gpus.values())
+        mig = sum(serves(book, want) for node in nodes for book in node.gpus.values())
         return (
             f"needs {want.pods} × {want.profile}{model}; the {mig} GPUs in MIG mode that have it hold {seats} at most"
         )
-    largest = max(sum(_serves(book, want) for book in node.gpus.values()) for node in nodes)
+    largest = max(sum(serves(book, want) for book in node.gpus.values()) for node in nodes)
     if largest < want.count:
         return f"needs {_gpus(want, 'whole')} on one node; the largest node has {largest}"
     needs = f"needs {_gpus(want, 'whole')} on one node for each of {counted(want.pods, 'pod')}"
@@ -75,7 +75,7 @@ def _too_few_gpus(want: Want, nodes: Sequence[NodeBook], seats: int) -> str:
 def _too_little_else(want: Want, hosts: Sequence[NodeBook], willing: Sequence[NodeBook], fitting: int) -> str:
     if not willing:
         objections = [f"{node.facts.name}: {_lasting_objection(node, want)}" for node in hosts]
-        return f"the pods may not run on the nodes that have the GPUs ({_some(objections)})"
+        return f"the pods may not run on the nodes that have the GPUs ({some(objections)})"
     largest = max((node.facts.allocatable for node in willing), key=lambda amount: (amount.cpu_milli, amount.memory))
     if not fitting:
         return f"each pod needs {want.needs.amount.shortage(largest)} on the largest GPU node"
@@ -94,15 +94,17 @@ def _lasting_objection(node: NodeBook, want: Want) -> str:
 
 def _left_out(world: World) -> str:
     objections = [node.objection for node in world.nodes.values() if node.objection]
-    return f" (left out: {_some(objections)})" if objections else ""
+    return f" (left out: {some(objections)})" if objections else ""
 
 
-def _some(sentences: Sequence[str]) -> str:
-    more = len(sentences) - NAMED
-    return "; ".join(sentences[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+def some(sentences: Sequence[str], most: int = NAMED, separator: str = "; ") -> str:
+    """The first of them, and how many more there are."""
+    more = len(sentences) - most
+    return separator.join([*sentences[:most], *([f"and {more} more"] if more > 0 else [])])
 
 
-def _serves(book: GpuBook, want: Want) -> bool:
+def serves(book: GpuBook, want: Want) -> bool:
+    """The GPU is of the model and in the mode that the want needs."""
     if want.model != book.gpu.model:
         return False
     return not book.mig if want.profile == FULL else book.mig and want.profile in of_model(book.gpu.model)
@@ -110,14 +112,14 @@ def _serves(book: GpuBook, want: Want) -> bool:
 
 def _seats(node: NodeBook, want: Want) -> int:
     """Pods that the node's GPUs could serve if nothing else were on them."""
-    serving = [book for book in node.gpus.values() if _serves(book, want)]
+    serving = [book for book in node.gpus.values() if serves(book, want)]
     if want.profile == FULL:
         return len(serving) // want.count
     return sum(_slices_free(book, want, 0) for book in serving)
 
 
 def _free_wholes(node: NodeBook, want: Want) -> int:
-    return sum(1 for book in node.gpus.values() if _serves(book, want) and not book.hard and book.gpu.healthy)
+    return sum(1 for book in node.gpus.values() if serves(book, want) and not book.hard and book.gpu.healthy)
 
 
 def _free_seats(node: NodeBook, want: Want) -> int:
@@ -127,7 +129,7 @@ def _free_seats(node: NodeBook, want: Want) -> int:
     if want.profile == FULL:
         seats = _free_wholes(node, want) // want.count
     else:
-        serving = [book for book in node.gpus.values() if _serves(book, want) and book.gpu.healthy]
+        serving = [book for book in node.gpus.values() if serves(book, want) and book.gpu.healthy]
         seats = sum(_slices_free(book, want, book.hard) for book in serving)
     return min(seats, node.free.times(want.needs.amount))
 

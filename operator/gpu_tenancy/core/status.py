@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from gpu_tenancy.api.base import ConditionStatus, format_time, parse_duration
-from gpu_tenancy.api.lease import ConditionType, Cost, GpuLeaseStatus, LeaseCondition, LeaseEnd, Reason
+from gpu_tenancy.api.lease import QUEUED, ConditionType, Cost, GpuLeaseStatus, LeaseCondition, LeaseEnd, Reason
 from gpu_tenancy.api.node import NodeCondition
 from gpu_tenancy.api.pool import PoolCondition
 from gpu_tenancy.api.pricebook import BookCondition
@@ -297,7 +297,7 @@ def _as_of(cost: Cost | None) -> datetime | None:
 
 def _essence(status: GpuLeaseStatus) -> GpuLeaseStatus:
     queued = [
-        condition.model_copy(update={"message": ""}) if condition.reason is Reason.QUEUED else condition
+        condition.model_copy(update={"message": ""}) if condition.reason in QUEUED else condition
         for condition in status.conditions
     ]
     return status.model_copy(update={"cost": None, "position": status.position and 1, "conditions": queued})

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from itertools import pairwise
 
-from gpu_tenancy.api.lease import ConditionType, Reason
+from gpu_tenancy.api.lease import QUEUED, ConditionType, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core.ledger import double_billings
@@ -117,9 +117,12 @@ class Laws:
             return
         is_billed = any(record.is_open and record.spec.contract == uid for record in self.cluster.records.values())
         assert self.cluster.is_true(uid) == is_billed
-        waits_for_room = ready.reason is Reason.QUEUED
+        waits_for_room = ready.reason in QUEUED
         assert waits_for_room == (self.cluster.leases[uid].status.position is not None)
         assert not (self.cluster.is_true(uid) and self.cluster.is_true(uid, ConditionType.SETTLED))
+        own = self.cluster.leases[uid].key.namespace
+        others = [one.key for one in self.cluster.leases.values() if one.key.namespace != own]
+        assert not [key for key in others if str(key) in ready.message], "another tenant's lease is named"
 
 
 def _assert_disjoint(slots: Iterable[Slot]) -> None:
