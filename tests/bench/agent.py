@@ -156,7 +156,7 @@ class _Bench:
             "kubelet_root": self._root,
             "cdi_root": self._root / "cdi",
             "state_dir": self._control_plane.directory / "agent",
-            "runtime_socket": self._root / "no-runtime.sock",
+            "runtime_socket": None,
             "port": self._port,
         }
         command = self._driver.command(NODE, self._control_plane.kubeconfig, settings)

@@ -153,7 +153,7 @@ def miners(fleet: Iterable[NodeFacts]) -> Iterator[MinerFacts]:
         for slot in node.slots:
             if slot.holder.uid == POOL.uid:
                 name, place = miner_name(node.name, slot.device), (node.name, slot.device)
-                yield MinerFacts(name, "mining", POOL.uid, *place, "pod", "claim", made_from, running=True)
+                yield MinerFacts(name, "mining", POOL.uid, *place, name, "pod", "claim", made_from, running=True)
 
 
 def at_rest(queue: Snapshot, placed: Plan) -> Snapshot:

@@ -70,6 +70,7 @@ class _Folders:
             "kubelet_root": self._root / node,
             "cdi_root": self._root / node / "cdi",
             "state_dir": self._state / node,
+            "runtime_socket": None,
         }
         return template.model_copy(update=own)
 

@@ -21,7 +21,7 @@ from gpu_tenancy.api import names
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.resources import Resource
 from tests.cluster.api import Api, ApiError, Object
-from tests.cluster.components import ClientRates
+from tests.cluster.components import ClientRates, Component
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.driver import Driver
 from tests.cluster.eventually import eventually
@@ -186,22 +186,21 @@ class World:
         return found
 
     async def _who_mines(self) -> str:
-        """Every device that is wanted or there, every miner's pod that does not run, and what the programs said."""
-        nodes = await self.items(resources.GPU_NODES)
-        pods = await self.items(resources.PODS, labelSelector=names.LABEL_POOL)
+        """Every device that is wanted or there, every miner's pod and claim, and what the programs said."""
         slots = [
             f"{node['metadata']['name']} {part}: {slot['device']} of {slot['holder']['name']} {slot.get('state', '')}"
-            for node in nodes
+            for node in await self.items(resources.GPU_NODES)
             for part in ("spec", "status")
             for slot in (node.get(part) or {}).get("slots", ())
         ]
-        waiting = [
-            f"{pod['metadata']['name']}: {pod['metadata'].get('deletionTimestamp')} {pod.get('status')}"
-            for pod in pods
-            if pod.get("status", {}).get("phase") != "Running" or "deletionTimestamp" in pod["metadata"]
+        made = [
+            f"{kind.kind} {_marks(one['metadata'])} {_told(one.get('status', {}))}"
+            for kind in (resources.PODS, resources.RESOURCE_CLAIMS)
+            for one in await self.items(kind, labelSelector=names.LABEL_POOL)
         ]
-        logs = [self.control_plane.log_tail(name, 30) for name in (OPERATOR, agent_name("all"), KUBELETS)]
-        return "\n".join((*slots, *waiting, *logs))
+        programs = (OPERATOR, agent_name("all"), KUBELETS, *Component)
+        logs = [f"--- {name}:\n{self.control_plane.log_tail(name, 30)}" for name in programs]
+        return "\n".join((*slots, *made, *logs))
 
     # --- processes -----------------------------------------------------------------------------------------------
 
@@ -264,7 +263,7 @@ class World:
             "kubelet_root": root,
             "cdi_root": root / "cdi",
             "state_dir": plane.directory / "agents" / server.name,
-            "runtime_socket": root / "no-runtime.sock",
+            "runtime_socket": None,
             "heartbeat_seconds": period,
             "heartbeat_lease_seconds": duration,
             "port": 0,
@@ -349,6 +348,20 @@ def driver_root(directory: Path, node: str) -> Path:
 def agent_name(node: str) -> str:
     """Name under which an agent's process is known."""
     return f"agent-{node}"
+
+
+def _marks(metadata: Object) -> str:
+    """What says of an object whether it is there to stay."""
+    marks = {key: metadata[key] for key in ("deletionTimestamp", "finalizers") if key in metadata}
+    return f"{metadata['name']} {marks or ''}"
+
+
+def _told(status: Object) -> str:
+    """The phase of a pod, and what keeps it from another."""
+    unmet = [
+        f"{one['type']}: {one.get('message', '')}" for one in status.get("conditions", ()) if one["status"] != "True"
+    ]
+    return " ".join((status.get("phase", ""), *unmet))
 
 
 def free_port() -> int:

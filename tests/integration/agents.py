@@ -15,8 +15,7 @@ from typing import Any, Final
 import grpc.aio
 
 from gpu_tenancy.agent import checkpoint
-from gpu_tenancy.agent.clock import SystemClock
-from gpu_tenancy.agent.cycle import Agent, Seat
+from gpu_tenancy.agent.cycle import Seat, run_agents
 from gpu_tenancy.agent.proto import dra_v1_pb2 as dra
 from gpu_tenancy.agent.proto.dra_v1_pb2_grpc import DRAPluginStub
 from gpu_tenancy.agent.settings import AgentSettings
@@ -100,6 +99,7 @@ class Bench:
             kubelet_root=self.root,
             cdi_root=self.root / "cdi",
             state_dir=self.state / self.node,
+            runtime_socket=None,
             observe_seconds=0.2,
             prepare_patience_seconds=self.patience,
         )
@@ -115,7 +115,7 @@ class Bench:
     async def run_agent(self) -> None:
         """The agent in this process, until it ends or is cancelled."""
         async with KubeClient.connect(str(self.control_plane.kubeconfig)) as client:
-            await Agent(self.node, client, Seat(machine(self.gpus), self.settings), SystemClock()).run()
+            await run_agents({self.node: Seat(machine(self.gpus), self.settings)}, client)
 
     @contextlib.asynccontextmanager
     async def agent(self) -> AsyncIterator[None]:

@@ -22,6 +22,7 @@ import pytest
 from gpu_tenancy.api import names
 from gpu_tenancy.kube import resources
 from tests.cluster.api import JSON_PATCH, MERGE, Object
+from tests.cluster.components import Component
 from tests.cluster.eventually import eventually
 from tests.cluster.world import (
     CRDS,
@@ -69,6 +70,8 @@ def world(mining: Living) -> Iterator[Living]:
 
 
 async def _clear(world: World) -> None:
+    ended = [one for one in Component if not world.control_plane.alive(one)]
+    assert not ended, "a part of Kubernetes has ended; nothing that is missing now is the operator's"
     await world.kubectl("delete", "jobs,deployments", "--all", "-n", "team-a", "--wait=false")
     await world.kubectl("delete", "gpul", "--all", "-n", "team-a")
     if not await world.items(resources.MINING_POOLS):

@@ -185,9 +185,9 @@ def test_only_the_missing_half_of_a_miner_is_made() -> None:
     first, second = facts.miners
     halves = (replace(first, pod_uid="", running=False), replace(second, claim_uid="", running=False))
     starts = [one for one in plan(replace(facts, miners=halves), cluster.now).actions if isinstance(one, StartMiner)]
-    assert {(one.device, one.missing_claim, one.missing_pod) for one in starts} == {
-        (first.device, False, True),
-        (second.device, True, False),
+    assert {(one.device, one.claim_uid, one.missing_pod) for one in starts} == {
+        (first.device, first.claim_uid, True),
+        (second.device, "", False),
     }
 
 

@@ -277,7 +277,7 @@ class Execute:
     async def _stop_miner(self, action: StopMiner) -> None:
         miner, grace = action.miner, action.grace_seconds
         if miner.pod_uid:
-            await self._delete(resources.PODS, miner.namespace, miner.name, miner.pod_uid, grace)
+            await self._delete(resources.PODS, miner.namespace, miner.pod_name, miner.pod_uid, grace)
         if miner.claim_uid:
             await self._delete(resources.RESOURCE_CLAIMS, miner.namespace, miner.name, miner.claim_uid)
 
@@ -311,20 +311,24 @@ class Execute:
         await self._create(resources.JOBS, manifests.job(lease, action.attempt, action.nodes), lease.uid)
 
     async def _start_miner(self, action: StartMiner) -> None:
-        pool, node, device = action.pool, action.node, action.device
-        if action.missing_claim:
+        """The pod bears the claim's UID in its name; where the claim was made by a call whose answer is not known, its
+        turn comes when the view shows the claim."""
+        pool, node, claim_uid = action.pool, action.node, action.claim_uid
+        if not claim_uid:
             body = manifests.miner_claim(pool, node, action.slot)
-            await self._create(resources.RESOURCE_CLAIMS, body, pool.uid)
-        if action.missing_pod:
-            await self._create(resources.PODS, manifests.miner_pod(pool, node, device), pool.uid)
+            claim_uid = await self._create(resources.RESOURCE_CLAIMS, body, pool.uid)
+        if claim_uid and action.missing_pod:
+            pod = manifests.miner_pod(pool, node, action.device, claim_uid)
+            await self._create(resources.PODS, pod, pool.uid)
 
-    async def _create(self, resource: Resource, body: Object, holder: str) -> None:
-        """Create once. An object of that name that is ours is success; somebody else's is a refusal."""
+    async def _create(self, resource: Resource, body: Object, holder: str) -> str:
+        """Create once; its UID where this call made it. An object of that name that is ours is success; somebody else's
+        is a refusal."""
         namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
         if not self._expected.begin("create", resource, namespace, name):
-            return
+            return ""
         try:
-            await self._client.create(resource, body)
+            return str((await self._client.create(resource, body))["metadata"]["uid"])
         except AlreadyExists:
             if not await self._is_ours(resource, namespace, name, holder):
                 self._expected.forget(resource, namespace, name)
@@ -332,6 +336,7 @@ class Execute:
         except KubeError:
             self._expected.forget(resource, namespace, name)
             raise
+        return ""
 
     async def _is_ours(self, resource: Resource, namespace: str, name: str, holder: str) -> bool:
         """Whether the object that has the name was made for the holder. Raises Conflict where it just went, or is about

@@ -77,11 +77,12 @@ def miner_facts(pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFa
     phase = pod.status.phase if pod else ""
     going = [one.metadata.deletion_timestamp is not None for one in (pod, claim) if one is not None]
     return MinerFacts(
-        name=metadata.name,
+        name=claim.metadata.name if claim else claim_of(pod) if pod else "",
         namespace=metadata.namespace,
         pool=metadata.labels.get(names.LABEL_HOLDER, ""),
         node=claim.metadata.annotations.get(names.LABEL_NODE, "") if claim else pod.spec.node_name if pod else "",
         device=metadata.labels.get(names.LABEL_DEVICE, ""),
+        pod_name=pod.metadata.name if pod else "",
         pod_uid=pod.metadata.uid if pod else "",
         claim_uid=claim.metadata.uid if claim else "",
         revision=metadata.labels.get(names.LABEL_REVISION, ""),
@@ -89,6 +90,11 @@ def miner_facts(pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFa
         finished=phase in TERMINAL or _misallocated(claim),
         deleting=any(going),
     )
+
+
+def claim_of(pod: digests.Pod) -> str:
+    """Name of the claim of a miner's pod."""
+    return next((one.resource_claim_name for one in pod.spec.resource_claims if one.resource_claim_name), "")
 
 
 def _misallocated(claim: digests.Claim | None) -> bool:

@@ -26,7 +26,7 @@ from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.controller import digests
-from gpu_tenancy.controller.facts import claim_facts, job_facts, miner_facts
+from gpu_tenancy.controller.facts import claim_facts, claim_of, job_facts, miner_facts
 from gpu_tenancy.controller.views import Views, is_miners, is_owned
 from gpu_tenancy.core import amounts, podspec
 from gpu_tenancy.core.amounts import Amount
@@ -290,7 +290,8 @@ class Gather:
         )
 
     def _miners(self, claims: dict[str, digests.Claim]) -> tuple[MinerFacts, ...]:
-        pods = {key: pod for key, pod in self._views.pods.items.items() if is_miners(pod.metadata)}
+        there = (pod for pod in self._views.pods.items.values() if is_miners(pod.metadata))
+        pods = {f"{pod.metadata.namespace}/{claim_of(pod)}": pod for pod in there}
         return tuple(miner_facts(pods.get(key), claims.get(key)) for key in sorted(pods.keys() | claims.keys()))
 
     # --- nodes

@@ -14,7 +14,7 @@ from gpu_tenancy.api.base import HolderKind
 from gpu_tenancy.api.claim import ClaimHolder
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
-from gpu_tenancy.core.devices import job_name, miner_name
+from gpu_tenancy.core.devices import job_name, miner_name, miner_pod_name
 from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.podspec import without_nulls
 from gpu_tenancy.core.snapshot import Key, LeaseFacts, PoolFacts, RecordFacts
@@ -103,9 +103,9 @@ def miner_claim(pool: PoolFacts, node: str, slot: Slot) -> Manifest:
     }
 
 
-def miner_pod(pool: PoolFacts, node: str, device: str) -> Manifest:
-    """Pod of one miner, held to its node."""
-    name = miner_name(node, device)
+def miner_pod(pool: PoolFacts, node: str, device: str, claim_uid: str) -> Manifest:
+    """Pod of one miner, held to its node. `claim_uid`: UID of the miner's claim."""
+    claim = miner_name(node, device)
     spec = pool.spec
     amount = {"cpu": spec.resources.cpu, "memory": spec.resources.memory}
     container: Manifest = {
@@ -124,14 +124,15 @@ def miner_pod(pool: PoolFacts, node: str, device: str) -> Manifest:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": spec.grace_seconds,
         "containers": [container],
-        "resourceClaims": [{"name": REQUEST, "resourceClaimName": name}],
+        "resourceClaims": [{"name": REQUEST, "resourceClaimName": claim}],
         "tolerations": [{"key": names.ANY_GPU_TAINT, "operator": "Exists"}],
     }
     if spec.payout_secret_ref is not None:
         pod["volumes"] = [{"name": "payout", "secret": {"secretName": spec.payout_secret_ref.name}}]
         container["volumeMounts"] = [{"name": "payout", "mountPath": PAYOUT_PATH, "readOnly": True}]
     _hold_to(pod, (node,))
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": _miner_meta(pool, node, device), "spec": pod}
+    metadata = {**_miner_meta(pool, node, device), "name": miner_pod_name(claim, claim_uid)}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod}
 
 
 def usage_record(lease: Key, name: str, spec: UsageRecordSpec) -> Manifest:

@@ -120,8 +120,9 @@ class StartMiner:
     pool: PoolFacts
     node: str
     slot: Slot
-    missing_claim: bool
-    missing_pod: bool
+    claim_uid: str = ""
+    """UID of the claim that is there; empty: it has to be made."""
+    missing_pod: bool = True
 
     @property
     def device(self) -> str:

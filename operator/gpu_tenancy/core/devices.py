@@ -34,10 +34,16 @@ _NAME: Final = re.compile(r"gpu\d+(-\d+g\d+gb-(?P<start>[0-7]))?-[0-9a-f]{6}")
 
 
 def miner_name(node: str, device: str) -> str:
-    """Name of the pod and the claim of the miner on a device; unique in the cluster, and a DNS label (a pod's name is
-    its host name)."""
+    """Name of the claim of the miner on a device; unique in the cluster, and short enough for its pod's."""
     tag = _tag(f"{node}/{device}")
     return f"miner-{node[:20].replace('.', '-').rstrip('-')}-{device[:24].rstrip('-')}-{tag}"
+
+
+def miner_pod_name(claim: str, claim_uid: str) -> str:
+    """Name of the pod that uses a miner's claim: a DNS label (a pod's name is its host name), and never that of an
+    earlier pod on the device. Two pods of one name, one after the other, end kube-scheduler where its watch broke
+    meanwhile (github.com/kubernetes/kubernetes/pull/141255)."""
+    return f"{claim}-{_tag(claim_uid)[:4]}"
 
 
 def job_name(lease: str, attempt: int) -> str:

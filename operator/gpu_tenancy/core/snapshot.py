@@ -247,12 +247,14 @@ class MinerFacts:
     """What exists of one miner: its pod, its claim, or both."""
 
     name: str
-    """Name of both."""
+    """Name of the claim."""
     namespace: str
     pool: str
     """UID of the pool that it was made for."""
     node: str
     device: str
+    pod_name: str = ""
+    """Empty: no pod."""
     pod_uid: str = ""
     """Empty: no pod."""
     claim_uid: str = ""

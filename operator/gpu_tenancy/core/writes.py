@@ -134,9 +134,9 @@ def miner_starts(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
         if pool is None:
             continue
         if half is None:
-            yield StartMiner(pool, place[0], slot, missing_claim=True, missing_pod=True)
+            yield StartMiner(pool, place[0], slot)
         elif not (half.deleting or half.finished):
-            yield StartMiner(pool, place[0], slot, not half.claim_uid, not half.pod_uid)
+            yield StartMiner(pool, place[0], slot, half.claim_uid, not half.pod_uid)
 
 
 def _unreadable_nodes(snapshot: Snapshot) -> frozenset[str]:

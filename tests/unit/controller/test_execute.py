@@ -148,7 +148,7 @@ class Bench:
 
 
 def _miner(name: str = "miner", node: str = "n1") -> MinerFacts:
-    return MinerFacts(name, "mining", "uid-idle", node, "gpu3-9f2c41", pod_uid="pod", claim_uid="claim", running=True)
+    return MinerFacts(name, "mining", "uid-idle", node, "gpu3-9f2c41", name, "pod", "claim", running=True)
 
 
 def _slots(node: str = "n1", *requires: LeaseFacts) -> SetSlots:
@@ -170,7 +170,7 @@ def _everything(one: LeaseFacts) -> list[Action]:
         DeleteJob(one, "train-0", "uid-job"),
         DeletePod(one, PodRef("team-a", "notebook", "uid-pod"), "Stopped pod notebook: its lease is over."),
         CreateJob(one, 1, ("n1",)),
-        StartMiner(pool(), "n2", slot(device="gpu1-aaaaaa"), missing_claim=True, missing_pod=True),
+        StartMiner(pool(), "n2", slot(device="gpu1-aaaaaa")),
     ]
 
 
@@ -246,7 +246,7 @@ def test_nobody_is_stopped_and_nothing_started_on_a_node_whose_promise_was_not_w
         StopMiner(_miner("there", "n2"), 1),
         CreateJob(one, 1, ("n1",)),
         CreateJob(other, 1, ("n2",)),
-        StartMiner(pool(), "n1", slot(device="gpu1-aaaaaa"), missing_claim=True, missing_pod=True),
+        StartMiner(pool(), "n1", slot(device="gpu1-aaaaaa")),
     )
     assert (outcome.nodes, outcome.failed) == ({"n1"}, {one.uid})
     assert bench.server.made("delete", "create") == [
@@ -343,9 +343,7 @@ def test_refusals_are_tried_again_ever_more_rarely_and_never_given_up() -> None:
 
 def test_many_miners_refused_in_one_cycle_are_one_refusal_of_their_pool() -> None:
     bench, mining = Bench(), pool()
-    starts = [
-        StartMiner(mining, "n1", slot(device=f"gpu{i}-aaaaaa"), missing_claim=False, missing_pod=True) for i in range(5)
-    ]
+    starts = [StartMiner(mining, "n1", slot(device=f"gpu{i}-aaaaaa"), claim_uid="uid-claim") for i in range(5)]
     for verb, plural, name in _calls_of(starts):
         bench.server.refuse(verb, plural, name, FORBIDDEN)
     outcome = bench.run(*starts)
@@ -457,7 +455,7 @@ def test_what_was_created_a_moment_ago_is_not_created_again_and_the_cycle_is_tol
 
 def test_only_the_missing_half_of_a_miner_is_made() -> None:
     bench = Bench()
-    bench.run(StartMiner(pool(), "n1", slot(), missing_claim=False, missing_pod=True))
+    bench.run(StartMiner(pool(), "n1", slot(), claim_uid="uid-claim"))
     [(verb, plural, _)] = bench.server.calls
     assert (verb, plural) == ("create", "pods")
 

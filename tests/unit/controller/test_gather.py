@@ -422,16 +422,20 @@ def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() 
         "ownerReferences": [{"kind": "MiningPool", "name": "idle", "uid": "uid-idle"}],
     }
     seen = Seen()
-    seen.show(resources.PODS, {"metadata": {**metadata, "uid": "pod"}, "status": {"phase": "Running"}})
+    pod = {**metadata, "name": "miner-1f2c"}
+    spec = {"resourceClaims": [{"resourceClaimName": "miner"}]}
+    seen.show(resources.PODS, {"metadata": {**pod, "uid": "pod"}, "spec": spec, "status": {"phase": "Running"}})
     config = [{"opaque": {"driver": names.DRIVER, "parameters": {"holder": "uid-idle"}}}]
     seen.show(
         resources.RESOURCE_CLAIMS,
         {"metadata": {**metadata, "uid": "claim"}, "spec": {"devices": {"config": config}}},
     )
-    seen.show(resources.PODS, {"metadata": {**metadata, "namespace": "team-a", "uid": "fake"}})
+    seen.show(resources.PODS, {"metadata": {**pod, "namespace": "team-a", "uid": "fake"}, "spec": spec})
     real, fake = seen.snapshot().miners
-    assert (real.namespace, real.pod_uid, real.claim_uid, real.node, real.running) == (
+    assert (real.namespace, real.name, real.pod_name, real.pod_uid, real.claim_uid, real.node, real.running) == (
         "mining",
+        "miner",
+        "miner-1f2c",
         "pod",
         "claim",
         "n1",

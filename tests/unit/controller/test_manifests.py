@@ -10,6 +10,7 @@ from gpu_tenancy.controller import manifests
 from gpu_tenancy.core.snapshot import Key
 from tests.unit.controller.facts import CONTAINERS, Object, admitted, pool, record, record_spec, slot
 
+CLAIM_UID = "5f2c1d9e-0000-4000-8000-000000000001"
 NODE_TERMS = ("spec", "template", "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
 
 
@@ -138,8 +139,10 @@ def test_a_gang_finds_itself_through_a_headless_service_that_also_names_pods_tha
 
 def test_a_miner_is_held_to_its_node_and_its_claim_to_its_very_device() -> None:
     claim = manifests.miner_claim(pool(), "n1", slot())
-    pod = manifests.miner_pod(pool(), "n1", slot().device)
-    assert claim["metadata"]["name"] == pod["metadata"]["name"]
+    pod = manifests.miner_pod(pool(), "n1", slot().device, CLAIM_UID)
+    assert pod["metadata"]["name"].startswith(f"{claim['metadata']['name']}-")
+    again = manifests.miner_pod(pool(), "n1", slot().device, "another")
+    assert again["metadata"]["name"] != pod["metadata"]["name"], "no pod is called as another was before it"
     expression = claim["spec"]["devices"]["requests"][0]["exactly"]["selectors"][0]["cel"]["expression"]
     assert '.parentUuid == "GPU-3"' in expression
     assert expression.endswith(".start == 0")
@@ -157,7 +160,7 @@ def test_a_miners_container_is_what_the_pool_says_and_nothing_else() -> None:
         resources={"cpu": "2", "memory": "3Gi"},
         payoutSecretRef={"name": "wallet"},
     )
-    [container] = manifests.miner_pod(mining, "n1", "gpu3-9f2c41")["spec"]["containers"]
+    [container] = manifests.miner_pod(mining, "n1", "gpu3-9f2c41", CLAIM_UID)["spec"]["containers"]
     assert container == {
         "name": "miner",
         "image": "registry.invalid/xmr@sha256:1f",
@@ -177,19 +180,19 @@ def test_a_payout_secret_is_mounted_as_files_and_appears_nowhere_else() -> None:
     mining = pool(
         payoutSecretRef={"name": "wallet"}, args=["--url", "stratum"], env=[{"name": "REGION", "value": "eu"}]
     )
-    pod = manifests.miner_pod(mining, "n1", "gpu3-9f2c41")["spec"]
+    pod = manifests.miner_pod(mining, "n1", "gpu3-9f2c41", CLAIM_UID)["spec"]
     assert pod["volumes"] == [{"name": "payout", "secret": {"secretName": "wallet"}}]
     [container] = pod["containers"]
     [mount] = container["volumeMounts"]
     assert (mount["mountPath"], mount["readOnly"]) == ("/etc/gpu-tenancy/payout", True)
     assert "envFrom" not in container
     assert "wallet" not in json.dumps([container["args"], container["env"], container.get("command")])
-    assert "wallet" not in json.dumps(manifests.miner_pod(mining, "n1", "gpu3-9f2c41")["metadata"])
+    assert "wallet" not in json.dumps(manifests.miner_pod(mining, "n1", "gpu3-9f2c41", CLAIM_UID)["metadata"])
 
 
 def test_a_miner_gets_no_token_and_no_more_than_it_asked_for() -> None:
     mining = pool(resources={"cpu": "2", "memory": "3Gi"}, graceSeconds=4)
-    pod = manifests.miner_pod(mining, "n1", "gpu3-9f2c41")["spec"]
+    pod = manifests.miner_pod(mining, "n1", "gpu3-9f2c41", CLAIM_UID)["spec"]
     assert pod["automountServiceAccountToken"] is False
     assert pod["terminationGracePeriodSeconds"] == 4
     resources = pod["containers"][0]["resources"]
@@ -198,7 +201,7 @@ def test_a_miner_gets_no_token_and_no_more_than_it_asked_for() -> None:
 
 
 def test_a_pool_without_command_or_arguments_leaves_the_images_own() -> None:
-    [container] = manifests.miner_pod(pool(), "n1", "gpu3-9f2c41")["spec"]["containers"]
+    [container] = manifests.miner_pod(pool(), "n1", "gpu3-9f2c41", CLAIM_UID)["spec"]["containers"]
     assert not {"command", "args"} & container.keys()
 
 
@@ -218,4 +221,4 @@ def test_an_archived_record_says_the_same_and_is_held_by_nothing() -> None:
 
 def test_a_name_too_long_for_a_label_is_cut_so_that_it_stays_one() -> None:
     long = pool("p" * 62 + "-x")
-    assert manifests.miner_pod(long, "n1", "gpu3-9f2c41")["metadata"]["labels"][names.LABEL_POOL] == "p" * 62
+    assert manifests.miner_pod(long, "n1", "gpu3-9f2c41", CLAIM_UID)["metadata"]["labels"][names.LABEL_POOL] == "p" * 62

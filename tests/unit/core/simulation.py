@@ -603,7 +603,7 @@ class Cluster:
         match action:
             case StartMiner():
                 name = miner_name(action.node, action.device)
-                if action.missing_claim:
+                if not action.claim_uid:
                     uid = self._uid("claim")
                     claim = Claim(action.pool.key.namespace, name, uid, action.pool.uid, 1, action.node, action.device)
                     self.miner_claims[name] = claim
@@ -826,6 +826,7 @@ class Cluster:
                 pool=claim.holder,
                 node=claim.node,
                 device=claim.only,
+                pod_name=pod.name if pod else "",
                 pod_uid=pod.uid if pod else "",
                 claim_uid=claim.uid,
                 revision=pod.revision if pod else "",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_tenancy.core.devices import device_name, job_name, miner_name, start_of
+from gpu_tenancy.core.devices import device_name, job_name, miner_name, miner_pod_name, start_of
 
 LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 NODE_NAMES = st.from_regex(r"\A[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?){0,3}\Z")
@@ -43,7 +43,7 @@ def test_another_holder_or_another_attempt_is_another_device() -> None:
 def test_devices_and_miners_have_legal_names(index: int, profile: str, start: int, uid: object, node: str) -> None:
     device = device_name(index, profile, start, str(uid), 1)
     miner = miner_name(node, device)
-    for name in (device, miner):
+    for name in (device, miner, miner_pod_name(miner, str(uid))):
         assert LABEL.match(name)
         assert len(name) <= 63
 
