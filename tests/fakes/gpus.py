@@ -71,6 +71,10 @@ class Faults(ApiModel):
     """It cannot be reset alone."""
     remap_pending: bool = False
     """A memory row waits for a reset."""
+    errors: int = 0
+    """Uncorrectable memory errors since its driver was loaded."""
+    unseen: bool = False
+    """The driver does not even list it."""
 
 
 class _Made(ApiModel):
@@ -139,7 +143,7 @@ class FakeGpus:
     async def list(self) -> Sequence[GpuFacts]:
         """Every GPU; a lost one is not healthy."""
         self._refresh()
-        return [self._facts(index) for index in range(len(self.uuids))]
+        return [self._facts(index) for index in range(len(self.uuids)) if not self._faults(index).unseen]
 
     async def instances(self, gpu: str) -> Sequence[Instance]:
         """Instances of one GPU, by memory slice."""
@@ -205,7 +209,7 @@ class FakeGpus:
             await self._pause(index, 0.0)
             self._check(index)
             return Vitals(
-                ecc_uncorrected=0,
+                ecc_uncorrected=self._faults(index).errors,
                 remap_pending=None if index in self.mig else self._faults(index).remap_pending,
                 remap_failed=None if index in self.mig else False,
                 power_limit_mw=self._hardware.power_limits_mw.get(index, POWER_LIMIT_MW),
@@ -251,6 +255,7 @@ class FakeGpus:
             self._write(
                 hardware.model_copy(update={"instances": left, "modes": {**hardware.modes, **hardware.pending}})
             )
+            self.fail(index, self._faults(index).model_copy(update={"errors": 0}))
             self.calls.append(("reset", str(index)))
 
     # ------------------------------------------------------------------------------------------------- for the tests

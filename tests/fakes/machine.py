@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gpu_tenancy.agent.clock import Clock, SystemClock
@@ -58,6 +58,8 @@ class FakeHost:
     ended: list[int] = field(default_factory=list)
     """Processes that were killed."""
     unkillable: set[int] = field(default_factory=set)
+    pods: dict[int, str] = field(default_factory=dict)
+    """namespace/name of the pod that a process is of, by pid."""
 
     async def carrying(self, traces: Collection[str]) -> Sequence[Process]:
         """Those that carry one of the UIDs."""
@@ -68,6 +70,10 @@ class FakeHost:
         if self.running[process.pid][0] in traces and process.pid not in self.unkillable:
             del self.running[process.pid]
             self.ended.append(process.pid)
+
+    async def placed(self, processes: Sequence[Process]) -> Sequence[Process]:
+        """As tests have said."""
+        return [replace(one, pod=self.pods.get(one.pid, "")) for one in processes]
 
 
 def machine(gpus: FakeGpus, clock: Clock | None = None) -> Machine:

@@ -108,6 +108,41 @@ async def test_what_was_planted_in_idle_memory_is_not_read_by_the_next_holder(he
         assert not [row for row in here.driver.gpu.readable(uuid) if row.pattern == SECRET]
 
 
+@story
+async def test_a_slice_that_may_begin_nowhere_is_not_tried_and_comes_once_the_one_in_the_way_ends(
+    here: GpuSite,
+) -> None:
+    small = [f"small-{number}" for number in range(7)]
+    for name in small:
+        await here.ask(name, "1g.10gb")
+    for name in small:
+        await here.lease_ready(name)
+    by_slice = {slot["start"]: name for name, slot in (await here.slots()).items()}
+    for start in by_slice.keys() - {0, 4}:
+        await here.end(by_slice[start])
+
+    async def two_are_left() -> bool:
+        return len(await here.slots()) == 2
+
+    await here.eventually("five of the slices to be given back", two_are_left)
+    with here.driver.gpu.fault("nvmlDeviceCreateGpuInstance*") as made:
+        await here.ask("wide", "3g.40gb")
+        waiting = await here.world.condition("wide", "Ready", "False", "Fragmented", TEAM)
+        await here.lease("later", "1g.10gb")  # once it has its slice, whatever was promised before was tried
+        assert made.seen == 1
+        conditions = {one["type"]: one for one in waiting["status"]["conditions"]}
+        message = conditions["Ready"]["message"]
+        assert f"{here.node.name} has 6 free slices, but 3g.40gb can only begin at slice 0 or 4" in message
+        assert f"1g.10gb at slice 0 (lease {TEAM}/{by_slice[0]})" in message
+        assert f"at slices 0-3 of GPU 1 on {here.node.name} once 1g.10gb at slice 0 ends (it has no end)" in message
+        assert set(await here.slots()) == {by_slice[0], by_slice[4], "later"}
+        await here.end(by_slice[0])
+        await here.lease_ready("wide")
+        assert made.seen == 2
+    slots = await here.slots()
+    assert {name: slot["start"] for name, slot in slots.items()} == {"wide": 0, by_slice[4]: 4, "later": 6}
+
+
 # -------------------------------------------------------------------------------------------- who is still there
 
 
@@ -151,6 +186,29 @@ def on_the_node(pid: int) -> int:
     """A process id of here as the node sees it."""
     [line] = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("NSpid:")]
     return int(line.split()[2])
+
+
+@story
+async def test_a_process_that_the_driver_lists_is_named_with_its_pod(here: GpuSite) -> None:
+    """A pod that has no claim on the GPU, and has it open all the same."""
+    await here.lease("old", "full")
+    await here.create(pod("stranger", "sleep"))
+    await here.phase("stranger", "Running")
+    pid = on_the_node(await pid_of(here, "stranger"))
+    here.driver.gpu.add_process(0, pid, memory=1 << 20)
+    try:
+        await here.end("old")
+
+        async def named() -> str:
+            message = (await here.slots()).get("old", {}).get("message", "")
+            return str(message) if "waits for process" in message else ""
+
+        told = await here.eventually("the process to be named", named)
+        assert f"process {pid}" in told
+        assert f"of pod {TEAM}/stranger on" in told
+    finally:
+        here.driver.gpu.end_process(pid)
+    await renting(here, "new", "full")
 
 
 @story

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,17 +21,31 @@ from gpu_tenancy.agent.situation import PreparedClaim, Situation
 from gpu_tenancy.api.names import DRIVER
 
 CDI_VERSION: Final = "0.6.0"
+"""What the agent's own edits need."""
 KIND: Final = f"{DRIVER}/device"
 MARKS: Final = "/run/gpu-tenancy/claims"
 """Folder in a container that holds a folder for each claim it was given."""
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class DriverPart:
+    """What every container with a GPU needs of NVIDIA's driver."""
+
+    edits: Mapping[str, Any] = field(default_factory=dict)
+    """CDI container edits."""
+    cdi_version: str = CDI_VERSION
+    """Version of the CDI specification that they need."""
+
+
+NO_DRIVER: Final = DriverPart()
+"""Nothing is needed: for GPUs that are in memory only."""
+
+
 class ClaimFiles:
     """The CDI files of one node's claims, and the folders that mark who has which claim."""
 
-    def __init__(self, settings: AgentSettings, driver: Mapping[str, Any]) -> None:
-        """`driver`: CDI container edits that every container with a GPU needs of NVIDIA's driver."""
+    def __init__(self, settings: AgentSettings, driver: DriverPart) -> None:
         self._cdi = settings.cdi_root
         self._marks = settings.state_dir / "claims"
         self._dev_root = settings.dev_root
@@ -72,22 +87,24 @@ def path_of(folder: Path, uid: str) -> Path:
     return folder / f"{DRIVER}-claim_{uid}.json"
 
 
-def spec(
-    situation: Situation, claim: PreparedClaim, driver: Mapping[str, Any], mark: Path, dev_root: Path
-) -> dict[str, Any]:
+def spec(situation: Situation, claim: PreparedClaim, driver: DriverPart, mark: Path, dev_root: Path) -> dict[str, Any]:
     """The CDI file's content.
 
     NVIDIA's container runtime would add GPUs by environment variable; `void` tells it that all is done here.
     """
     return {
-        "cdiVersion": CDI_VERSION,
+        "cdiVersion": max(CDI_VERSION, driver.cdi_version, key=_version),
         "kind": KIND,
-        "containerEdits": _joined(driver, _for_all(claim, mark)),
+        "containerEdits": _joined(driver.edits, _for_all(claim, mark)),
         "devices": [
             {"name": _name(claim.uid, one.device), "containerEdits": _edits(situation, claim, one.device, dev_root)}
             for one in claim.devices
         ],
     }
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
 
 
 def _for_all(claim: PreparedClaim, mark: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import IO, Literal
 
 from pydantic import ValidationError
 
-from gpu_tenancy.agent.situation import Fence, Former, Held, Made, PreparedClaim, Situation
+from gpu_tenancy.agent.gpus import GpuFacts
+from gpu_tenancy.agent.situation import Counters, Fence, Former, Held, Made, PreparedClaim, Situation
 from gpu_tenancy.api.base import ApiModel
 
 
@@ -39,6 +40,12 @@ class Checkpoint(ApiModel):
     """Who had which memory slice of which GPU last."""
     fences: tuple[Fence, ...] = ()
     """Where nothing is made or served."""
+    gpus: tuple[GpuFacts, ...] = ()
+    """GPUs of this boot, as they were last seen: one that has fallen off the bus is not listed any more."""
+    xids: dict[str, int] = {}
+    """Xid events counted in this boot, by GPU."""
+    examined: dict[str, Counters] = {}
+    """What each GPU had counted at its last hand-over."""
 
 
 def of(situation: Situation, boot_id: str) -> Checkpoint:
@@ -50,6 +57,9 @@ def of(situation: Situation, boot_id: str) -> Checkpoint:
         prepared=tuple(situation.prepared[uid] for uid in sorted(situation.prepared)),
         former={gpu: dict(sorted(situation.former[gpu].items())) for gpu in sorted(situation.former)},
         fences=situation.fences,
+        gpus=tuple(situation.gpus[uuid] for uuid in sorted(situation.gpus)),
+        xids=dict(sorted(situation.xids.items())),
+        examined=dict(sorted(situation.examined.items())),
     )
 
 
@@ -61,6 +71,9 @@ def situation_of(checkpoint: Checkpoint) -> Situation:
         prepared={claim.uid: claim for claim in checkpoint.prepared},
         former=checkpoint.former,
         fences=checkpoint.fences,
+        gpus={gpu.uuid: gpu for gpu in checkpoint.gpus},
+        xids=checkpoint.xids,
+        examined=checkpoint.examined,
     )
 
 

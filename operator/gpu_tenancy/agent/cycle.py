@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import IO, Any, Final, ParamSpec, TypeVar
 
@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, w
 
 from gpu_tenancy.agent import checkpoint, heartbeat, home
 from gpu_tenancy.agent import situation as known
-from gpu_tenancy.agent.cdi import ClaimFiles
+from gpu_tenancy.agent.cdi import NO_DRIVER, ClaimFiles, DriverPart
 from gpu_tenancy.agent.clock import Clock, SystemClock
 from gpu_tenancy.agent.deadlines import due
 from gpu_tenancy.agent.dra import Plugin, Registration, serving
@@ -75,8 +75,8 @@ class Seat:
 
     machine: Machine
     settings: AgentSettings
-    driver: Mapping[str, Any] = field(default_factory=dict)
-    """CDI container edits (`driver`)."""
+    driver: DriverPart = NO_DRIVER
+    """What containers need of its driver (`driver`)."""
     on_hand_over: Callable[[HandOver], None] = lambda _: None
     """Told of every device that was made ready."""
 
@@ -85,7 +85,24 @@ async def run_agents(seats: Mapping[str, Seat], client: KubeClient, clock: Clock
     """Run the agents of these nodes, by name, until cancelled: one in a DaemonSet, many on a simulated fleet."""
     async with asyncio.TaskGroup() as tasks:
         for node, seat in seats.items():
-            tasks.create_task(Agent(node, client, seat, clock or SystemClock()).run())
+            tasks.create_task(_run_alone(Agent(node, client, seat, clock or SystemClock()), seat.settings))
+
+
+async def _run_alone(agent: Agent, settings: AgentSettings) -> None:
+    with await sole_agent(settings):
+        await agent.run()
+
+
+async def sole_agent(settings: AgentSettings) -> IO[bytes]:
+    """Wait until no other agent of this node is left, two of which may overlap during an update; this one is the only
+    one until the file is closed or the process ends."""
+    told = False
+    while (file := await asyncio.to_thread(checkpoint.lock, settings.checkpoint)) is None:
+        if not told:
+            _log.info("Another agent of this node still holds %s; waiting for its end.", settings.checkpoint)
+            told = True
+        await asyncio.sleep(_LOCK_PAUSE)
+    return file
 
 
 class Agent:
@@ -113,30 +130,22 @@ class Agent:
     def unready(self) -> str:
         """Why it cannot serve yet, as a sentence; empty where it can."""
         if self._memory is None:
-            return "the agent waits for the API server, or for another agent of this node to end"
+            return "the agent waits for the API server"
         return "" if self._memory.situation.generation else "the agent has not read its GpuNode yet"
 
     async def run(self) -> None:
-        """Be the agent of this node until cancelled.
+        """Be the agent of this node until cancelled; the caller is its `sole_agent`.
 
         Raises UnreadableCheckpoint, or GpuError where the driver does not even list the GPUs.
         """
-        with await self._lock():
-            memory = self._memory = await self._remember()
-            here = await self._persist(self._home.read)
-            await self._persist(home.ensure_gpu_node, self._client, here.owner)
-            outbox = Outbox(self._client, memory, (self._home, here), self._clock, self._settings)
-            self._declare(memory, here)
-            await self._persist(outbox.resume, remembers=self._remembers)
-            async with asyncio.TaskGroup() as tasks:
-                await self._work(memory, outbox, tasks)
-
-    async def _lock(self) -> IO[bytes]:
-        """Wait until no other agent of this node is left: during an update two may overlap."""
-        while (file := await asyncio.to_thread(checkpoint.lock, self._settings.checkpoint)) is None:
-            _log.info("Another agent of node %s still holds %s.", self._node, self._settings.checkpoint)
-            await self._clock.sleep(_LOCK_PAUSE)
-        return file
+        memory = self._memory = await self._remember()
+        here = await self._persist(self._home.read)
+        await self._persist(home.ensure_gpu_node, self._client, here.owner)
+        outbox = Outbox(self._client, memory, (self._home, here), self._clock, self._settings)
+        self._declare(memory, here)
+        await self._persist(outbox.resume, remembers=self._remembers)
+        async with asyncio.TaskGroup() as tasks:
+            await self._work(memory, outbox, tasks)
 
     async def _remember(self) -> Memory:
         """What disk and hardware tell."""

@@ -34,7 +34,7 @@ def due(situation: Situation, now: datetime) -> Situation:
     over = [fence for fence in situation.fences if _is_over(situation, fence, now)]
     if over:
         situation = known.lifted(situation, over)
-    for device, held in situation.held.items():
+    for device, held in situation.held.items() if not situation.maintained else ():
         if is_late(situation, held, now):
             situation = known.overdue(situation, device)
     return situation

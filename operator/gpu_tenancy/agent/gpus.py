@@ -36,7 +36,9 @@ class GpuFacts:
     message: str = ""
     """Why it is not healthy, as a sentence."""
     needs_reset: bool = False
-    """The driver says that it has to be reset before it answers again."""
+    """The driver says that it has to be reset before it is of use again."""
+    vanished: bool = False
+    """The driver does not list it any more, though it did in this boot. Its index may be another's by now."""
     nodes: tuple[str, ...] = ()
     """Device nodes that a container needs to use the whole GPU; empty where there are none to give."""
 
@@ -75,6 +77,9 @@ class Process:
     """Process id on the host."""
     name: str
     """Its command, as far as it is known."""
+    pod: str = ""
+    """The pod whose it is, as namespace/name, or its UID where the runtime does not know it any more; empty where it is
+    none's, or nobody has looked."""
 
 
 @dataclass(frozen=True, slots=True)

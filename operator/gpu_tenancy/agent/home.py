@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from gpu_tenancy.agent.conflict import conflicts
-from gpu_tenancy.agent.runtime import default_runtime
+from gpu_tenancy.agent.runtime import DefaultRuntime, default_runtime
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.api.names import ANNOTATION_MIG_GPUS, LABEL_NODE
 from gpu_tenancy.api.node import GpuMode
@@ -51,6 +51,8 @@ class Home:
     """Why that declaration is not understood, as a sentence; empty where it is."""
     conflicts: tuple[str, ...] = ()
     """Who else hands out the GPUs of the node, a sentence for each."""
+    unsure: str = ""
+    """Why it cannot be told whether anybody does, as a sentence; empty where it can."""
 
 
 class Reader:
@@ -61,6 +63,7 @@ class Reader:
         self._node = node
         self._registry = settings.registration_socket.parent
         self._runtime_socket = settings.runtime_socket
+        self._runtime: DefaultRuntime | None = None
 
     async def read(self) -> Home:
         """The Node as it is now. Raises KubeError."""
@@ -69,9 +72,23 @@ class Reader:
             node["metadata"].get("labels") or {},
             node.get("status", {}).get("allocatable") or {},
             await asyncio.to_thread(self._plugins),
-            await default_runtime(self._runtime_socket),
+            await self._default_runtime(),
         )
-        return replace(home_of(node["metadata"]), conflicts=tuple(found))
+        return replace(home_of(node["metadata"]), conflicts=tuple(found), unsure=self._unsure())
+
+    async def _default_runtime(self) -> DefaultRuntime | None:
+        """As the runtime says, or said last: one that is being restarted has not changed for that."""
+        if self._runtime_socket is not None:
+            self._runtime = await default_runtime(self._runtime_socket) or self._runtime
+        return self._runtime
+
+    def _unsure(self) -> str:
+        if self._runtime_socket is None or self._runtime is not None:
+            return ""
+        return (
+            f"the container runtime on {self._runtime_socket} does not say what its default runtime is; see to it that "
+            f"it is not NVIDIA's, and set runtime_socket to the runtime's own socket, or to null"
+        )
 
     def _plugins(self) -> Collection[str]:
         """Names of the DRA drivers that have a socket in kubelet's registry."""

@@ -3,25 +3,31 @@
 A container keeps its right to open a device for as long as it lives, whether it uses it or not, and the driver lists
 only who uses it. So the former holder's pods are looked for by what they cannot shed: the UID of the pod in the cgroup
 that kubelet put them in, and the pod's /etc/hosts or the mark of the claim, mounted where containers have them. The
-node's own programs see kubelet's mounts too, but elsewhere. Reads /proc; ends processes by pidfd, so that a number
-that was given anew is never hit. Source: proc(5), cgroups(7), pidfd_open(2).
+node's own programs see kubelet's mounts too, but elsewhere. Reads /proc, and asks the container runtime what pods are
+called; ends processes by pidfd, so that a number that was given anew is never hit. Source: proc(5), cgroups(7),
+pidfd_open(2).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
 
 from gpu_tenancy.agent.cdi import MARKS
 from gpu_tenancy.agent.gpus import Process
+from gpu_tenancy.agent.runtime import pod_names
 
 PROC: Final = Path("/proc")
 _MARKS: Final = f"{MARKS}/".encode()
+_POD: Final = re.compile(rb"\bpod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
+"""A pod's folder among cgroups; systemd's driver writes its UID with _, and that of a static pod has neither."""
 
 
 class Host(Protocol):
@@ -35,12 +41,18 @@ class Host(Protocol):
         """Kill the process, if it still carries one of the UIDs; one that is gone is fine."""
         ...
 
+    async def placed(self, processes: Sequence[Process]) -> Sequence[Process]:
+        """The same with the pods that they are of."""
+        ...
+
 
 class LinuxHost:
     """The processes of this machine: those of every container, where /proc is the host's."""
 
-    def __init__(self, proc: Path = PROC) -> None:
+    def __init__(self, proc: Path = PROC, runtime_socket: Path | None = None) -> None:
+        """`runtime_socket`: of the container runtime, which knows what the pods are called."""
         self._proc = proc
+        self._runtime_socket = runtime_socket
 
     async def carrying(self, traces: Collection[str]) -> Sequence[Process]:
         """Look through /proc, off the event loop."""
@@ -49,6 +61,19 @@ class LinuxHost:
     async def end(self, process: Process, traces: Collection[str]) -> None:
         """SIGKILL through a pidfd that was opened before the last look at who it is."""
         await asyncio.to_thread(self._end, process.pid, frozenset(traces))
+
+    async def placed(self, processes: Sequence[Process]) -> Sequence[Process]:
+        """By the cgroup of each, which kubelet names after its pod."""
+        uids = {one.pid: self._pod(one.pid) for one in processes}
+        if not any(uids.values()):
+            return processes
+        names = await pod_names(self._runtime_socket) if self._runtime_socket is not None else {}
+        return [replace(one, pod=names.get(uids[one.pid], uids[one.pid])) for one in processes]
+
+    def _pod(self, pid: int) -> str:
+        """UID of the pod that a process is of; empty where it is none's."""
+        found = _POD.search(self._read(pid, "cgroup"))
+        return found[1].decode().replace("_", "-") if found else ""
 
     def _carrying(self, traces: frozenset[str]) -> Sequence[Process]:
         if not traces:

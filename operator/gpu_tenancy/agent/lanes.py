@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, assert_never
 
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.clock import Clock
-from gpu_tenancy.agent.gpus import GpuError, Instance, InsufficientResources, InUse, Process, Vitals
+from gpu_tenancy.agent.gpus import GpuError, Instance, InsufficientResources, InUse, Process
 from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 
 SCRUBBED_SHARE: Final = 0.85
 """Share of a device's memory that a scrub must have written: a context takes some 0.5 GiB of the smallest, of 4.75."""
+_NAMED: Final = 3
+"""Processes that a sentence names; of more it gives the number."""
 _PROCESS_PAUSES: Final = 20
 """Longest pause between looks for processes, in first pauses."""
 
@@ -177,7 +179,7 @@ class Lanes:
             await self._clock.sleep(self._settings.process_interval_seconds)
             found = await self._gpus.processes(uuid)
         if left or found:
-            self._wait_for(subject, [*left, *(one for one in found if one not in left)])
+            await self._wait_for(subject, [*left, *(one for one in found if one not in left)])
         else:
             now = self._clock.now()
             self._memory.update(lambda here: known.proven_empty(here, subject, now))
@@ -187,10 +189,11 @@ class Lanes:
         now = self._clock.now()
         self._memory.update(lambda here: known.destroyed(here, step.subject, step.instance, now))
 
-    def _wait_for(self, subject: str, found: Sequence[Process]) -> None:
+    async def _wait_for(self, subject: str, found: Sequence[Process]) -> None:
+        who = await self._named(found)
         held = self._memory.situation.held.get(subject)
         if held is not None:
-            message = f"waits for {_named(found)} on {subject} to end"
+            message = f"waits for {who} on {subject} to end"
             self._memory.update(lambda now: known.waiting(now, subject, held.state, message))
         first = self._settings.process_retry_seconds
         self._rest(subject, first, first * _PROCESS_PAUSES)
@@ -212,7 +215,7 @@ class Lanes:
         """Whether nobody uses the device but who has a claim on it; else it is waited for."""
         found = await self._gpus.processes(uuid)
         if found and not claims_on(self._memory.situation, slot.device):
-            self._wait_for(slot.device, found)
+            await self._wait_for(slot.device, found)
             return False
         return True
 
@@ -268,8 +271,10 @@ class Lanes:
             self._memory.update(lambda here: known.unscrubbed(here, slot.device))
             return
         vitals = await self._gpus.vitals(slot.gpu)
-        if (wrong := objection(vitals)) is not None:
-            self._condemn(slot, wrong, vitals)
+        before = self._memory.situation.examined.get(slot.gpu)
+        if (wrong := objection(vitals, before)) is not None:
+            if asks_for_reset(vitals, before):
+                self._condemn(slot, wrong)
             raise GpuError(f"GPU {slot.gpu} is not fit for {slot.device}: {wrong}")
         mask = mask_of(self._memory.situation, slot.device) if slot.device in self._memory.situation.held else 0
         again = held.hand_over is not None
@@ -278,13 +283,14 @@ class Lanes:
         if made is not None and made.hand_over is not None and not again:
             self._on_hand_over(made.hand_over)
 
-    def _condemn(self, slot: Slot, wrong: str, vitals: Vitals) -> None:
-        """What a reset would mend waits for it; nobody is on a GPU that is just being made ready as a whole."""
-        if slot.profile == FULL and asks_for_reset(vitals):
-            reason = f"GPU {slot.gpu}: {wrong}; it is reset once nobody is on it"
-            fence = Fence(gpu=slot.gpu, mask=WHOLE_GPU, reason=reason, remedy=Remedy.RESET)
-            devices = {slot.device} & self._memory.situation.held.keys()
-            self._memory.update(lambda here: known.condemned(here, fence, devices))
+    def _condemn(self, slot: Slot, wrong: str) -> None:
+        """What a reset would mend waits for it. Who is served on other slices of the GPU is left alone until then."""
+        if slot.device not in self._memory.situation.held:
+            return
+        reason = f"GPU {slot.gpu}: {wrong}; it is reset once nobody is on it"
+        mask = WHOLE_GPU if slot.profile == FULL else mask_of(self._memory.situation, slot.device)
+        fence = Fence(gpu=slot.gpu, mask=mask, reason=reason, remedy=Remedy.RESET)
+        self._memory.update(lambda here: known.condemned(here, fence, [slot.device]))
 
     def _advance(self, slot: Slot, transition: Callable[[Situation, datetime], Situation]) -> None:
         """A step is done; of a device that the spec has dropped meanwhile nobody wants to know."""
@@ -301,27 +307,37 @@ class Lanes:
     async def _maintain(self, step: Maintenance) -> None:
         """Reset or convert a GPU once; where that is refused it is left alone until the node is rebooted."""
         if found := await self._users(step.gpu):
-            self._later(step.gpu, f"it is in use by {_named(found)}")
+            self._later(step.gpu, f"it is in use by {await self._named(found)}")
             return
+        began = self._clock.now()
+        self._memory.update(lambda here: known.maintenance_began(here, step.gpu))
         try:
-            if isinstance(step, ResetGpu):
-                await self._gpus.reset(step.gpu)
-            else:
-                await self._convert(step)
+            await self._reset_or_convert(step)
         except InUse as error:
             self._later(step.gpu, str(error))
             return
         except GpuError as error:
-            _log.error("GPU %s is left alone until the node is rebooted: %s", step.gpu, error)
-            reason = f"{error}; reboot the node"
-            fence = Fence(gpu=step.gpu, mask=WHOLE_GPU, reason=reason, remedy=Remedy.REBOOT)
-            self._memory.update(lambda here: known.fenced(here, fence))
+            self._give_up(step.gpu, error)
         else:
             _log.info("%s of GPU %s is done.", type(step).__name__, step.gpu)
             now = self._clock.now()
             self._memory.update(lambda here: known.reset_done(here, step.gpu, now))
+        finally:
+            took = max(timedelta(), self._clock.now() - began)
+            self._memory.update(lambda here: known.maintenance_ended(here, step.gpu, took))
         gpus = await self._gpus.list()
         self._memory.update(lambda here: known.listed(here, gpus))
+
+    async def _reset_or_convert(self, step: Maintenance) -> None:
+        if isinstance(step, ResetGpu):
+            await self._gpus.reset(step.gpu)
+        else:
+            await self._convert(step)
+
+    def _give_up(self, gpu: str, error: GpuError) -> None:
+        _log.error("GPU %s is left alone until the node is rebooted: %s", gpu, error)
+        fence = Fence(gpu=gpu, mask=WHOLE_GPU, reason=f"{error}; reboot the node", remedy=Remedy.REBOOT)
+        self._memory.update(lambda here: known.fenced(here, fence))
 
     async def _users(self, gpu: str) -> Sequence[Process]:
         """Who uses a GPU; one that needs a reset answers nothing, and whoever had it was proven gone."""
@@ -362,6 +378,11 @@ class Lanes:
         await self._clock.sleep(seconds)
         self._memory.update(lambda now: known.woken(now, subject))
 
+    async def _named(self, found: Sequence[Process]) -> str:
+        """Some of them, with their pods, as a part of a sentence."""
+        named = ", ".join(_named(one) for one in await self._host.placed(found[:_NAMED]))
+        return named if len(found) <= _NAMED else f"{named} and {len(found) - _NAMED} more"
+
     def _lock(self, gpu: str) -> asyncio.Lock:
         return self._busy.setdefault(gpu, asyncio.Lock())
 
@@ -377,6 +398,6 @@ def _pair(process: Process) -> tuple[int, str]:
     return process.pid, process.name
 
 
-def _named(found: Sequence[Process]) -> str:
-    named = ", ".join(f"process {one.pid} ({one.name})" for one in found[:3])
-    return named if len(found) <= 3 else f"{named} and {len(found) - 3} more"
+def _named(process: Process) -> str:
+    named = f"process {process.pid} ({process.name})"
+    return f"{named} of pod {process.pod}" if process.pod else named

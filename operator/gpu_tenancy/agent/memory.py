@@ -59,7 +59,10 @@ class Memory:
         """Return once everything known by now is on disk; several callers share one write."""
         async with self._saving:
             known = self._situation
-            kept = (known.held, known.made, known.prepared, known.former, known.fences)
+            kept = (
+                known.held, known.made, known.prepared, known.former, known.fences,
+                known.gpus, known.xids, known.examined,
+            )  # fmt: skip
             if all(one is other for one, other in zip(kept, self._kept, strict=False)) and self._kept:
                 return
             text = checkpoint.of(known, self.boot_id).model_dump_json(by_alias=True, exclude_defaults=True)

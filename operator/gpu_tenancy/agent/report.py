@@ -154,6 +154,8 @@ def _condition(
 def _ownership(here: Home) -> Verdict:
     if here.conflicts:
         return ConditionStatus.TRUE, NodeReason.OTHER_OWNER, "; ".join(here.conflicts)
+    if here.unsure:
+        return ConditionStatus.UNKNOWN, NodeReason.RUNTIME_UNKNOWN, here.unsure
     return ConditionStatus.FALSE, NodeReason.SOLE_OWNER, "nobody else hands out the GPUs of this node"
 
 

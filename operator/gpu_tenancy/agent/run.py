@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from typing import IO, Final
 
 from gpu_tenancy.agent import driver
 from gpu_tenancy.agent.clock import SystemClock
-from gpu_tenancy.agent.cycle import Agent, Seat
+from gpu_tenancy.agent.cycle import Agent, Seat, sole_agent
 from gpu_tenancy.agent.host import LinuxHost
 from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.metrics import Metrics
@@ -20,6 +21,9 @@ from gpu_tenancy.probes import serve
 
 _log = logging.getLogger(__name__)
 
+_sole: Final[list[IO[bytes]]] = []
+"""The lock that makes this process the node's one agent; let go by the end of the process and by nothing else."""
+
 
 async def run(node: str, settings: AgentSettings) -> None:
     """Run the agent of a node until SIGTERM or SIGINT.
@@ -27,12 +31,18 @@ async def run(node: str, settings: AgentSettings) -> None:
     Raises GpuError where there is no driver, or its files cannot be told.
     """
     root = settings.driver_root
+    # Before NVML: whoever has it open bars the resets of the agent that is about to end. And to the very end, because
+    # calls that are under way in threads outlast every task.
+    _sole.append(await sole_agent(settings))
     gpus = NvmlGpus.open(root / BOOT_ID.relative_to("/"), root, settings.nvidia_smi)
-    edits = await asyncio.to_thread(driver.edits, settings, await gpus.driver_version())
-    machine, clock = Machine(gpus, CudaScrubber(settings.scrub_seconds), LinuxHost()), SystemClock()
+    part = await asyncio.to_thread(driver.part, settings, await gpus.driver_version())
+    machine, clock = (
+        Machine(gpus, CudaScrubber(settings.scrub_seconds), LinuxHost(runtime_socket=settings.runtime_socket)),
+        SystemClock(),
+    )
     async with KubeClient.connect(settings.kubeconfig, user_agent="gpu-tenancy-agent") as client:
         metrics = Metrics(gpus, lambda: agent.situation, clock)
-        agent = Agent(node, client, Seat(machine, settings, edits, metrics.hand_over), clock)
+        agent = Agent(node, client, Seat(machine, settings, part, metrics.hand_over), clock)
         probes = await serve(settings.host, settings.port, metrics.registry, lambda: "", agent.unready, metrics.refresh)
         try:
             await _until_stopped(agent)

@@ -30,7 +30,9 @@ class AgentSettings(Configuration):
     port: int = Field(default=8081, ge=0, le=65535)
     """Their port; 0: any free one."""
     driver_root: Path = Path("/")
-    """Folder under which the agent finds the `dev` and `proc` of NVIDIA's driver."""
+    """Folder under which the agent finds NVIDIA's driver: its libraries, `dev` and `proc`."""
+    host_driver_root: Path = Path("/")
+    """What the same folder is on the host: where the container runtime finds the driver's libraries and hooks."""
     driver_cdi: Path | None = None
     """File with the CDI container edits that every container with a GPU needs of the driver, as JSON; absent: asked of
     nvidia-ctk, once for each driver version."""
@@ -38,8 +40,9 @@ class AgentSettings(Configuration):
     """Command of NVIDIA's container toolkit."""
     nvidia_smi: str = "nvidia-smi"
     """Command that resets a GPU."""
-    runtime_socket: Path = Path("/run/containerd/containerd.sock")
-    """Socket of the container runtime, which is asked what its default runtime is."""
+    runtime_socket: Path | None = Path("/run/containerd/containerd.sock")
+    """Socket of the container runtime, which is asked what its default runtime is, and what pods are called; null where
+    there is none to ask."""
     adopt_foreign: AdoptForeign = AdoptForeign.REPORT
     """What is done about MIG instances that the agent did not create: Report or Destroy."""
     kubelet_root: Path = Path("/var/lib/kubelet")

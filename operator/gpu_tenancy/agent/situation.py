@@ -55,6 +55,15 @@ class Scrub(ApiModel):
     """Places that were read back and held what had been written."""
 
 
+class Counters(ApiModel):
+    """What a GPU had counted when it was last examined."""
+
+    ecc_uncorrected: int | None = None
+    """Uncorrectable memory errors since its driver was loaded; None where it does not count them."""
+    xids: int = 0
+    """Xid events that the agent has counted in this boot."""
+
+
 class Former(ApiModel):
     """Who had a memory slice last, and how that one was taken from them."""
 
@@ -204,7 +213,11 @@ class Situation:
     conflict: str = ""
     """Who else hands out the GPUs of the node, as a sentence: nothing new is made then."""
     xids: Mapping[str, int] = field(default_factory=dict)
-    """Xid events that each GPU has told of since the agent began to listen."""
+    """Xid events that each GPU has told of in this boot, while an agent listened."""
+    examined: Mapping[str, Counters] = field(default_factory=dict)
+    """What each GPU had counted at its last hand-over; absent where what has happened since was dealt with."""
+    maintained: frozenset[str] = frozenset()
+    """GPUs that are being reset or converted right now: meanwhile NVML is closed, and no step of any GPU goes on."""
 
 
 def is_wanted(situation: Situation, held: Held) -> bool:
@@ -270,14 +283,22 @@ def specified(situation: Situation, slots: Iterable[Slot], generation: int) -> S
 
 
 def listed(situation: Situation, gpus: Iterable[GpuFacts]) -> Situation:
-    """The GPUs of the node were listed."""
-    situation = replace(situation, gpus={gpu.uuid: gpu for gpu in gpus})
+    """The GPUs of the node were listed. One that was there in this boot and is missing is lost, not gone: none is taken
+    out of a running node."""
+    there = {gpu.uuid: gpu for gpu in gpus}
+    lost = {uuid: _vanished(gpu) for uuid, gpu in situation.gpus.items() if uuid not in there}
+    situation = replace(situation, gpus=there | lost)
     for gpu in situation.gpus.values():
         if gpu.needs_reset and not any(one.gpu == gpu.uuid and one.mask == WHOLE_GPU for one in situation.fences):
             devices = [device for device, held in situation.held.items() if held.slot.gpu == gpu.uuid]
             fence = Fence(gpu=gpu.uuid, mask=WHOLE_GPU, reason=gpu.message, remedy=Remedy.RESET)
             situation = condemned(situation, fence, devices)
     return situation
+
+
+def _vanished(gpu: GpuFacts) -> GpuFacts:
+    message = f"GPU {gpu.index} is not listed by the driver any more; look for Xid 79 in the kernel's log and reboot"
+    return replace(gpu, healthy=False, vanished=True, message=message)
 
 
 def facts_with(gpu: GpuFacts, *, healthy: bool, message: str) -> GpuFacts:
@@ -412,11 +433,15 @@ def unscrubbed(situation: Situation, device: str) -> Situation:
 def made_ready(situation: Situation, device: str, vitals: Vitals, mask: int, now: datetime) -> Situation:
     """The device is as it should be. `mask`: the memory slices of its GPU that it takes, as bits."""
     held = passed(situation.held[device], HandOverStepType.VERIFY, now)
-    ready = {
-        "state": SlotState.READY, "ready_at": now, "message": "", "stored": False,
-        "hand_over": held.hand_over or _evidence(situation, held, vitals, mask),
-    }  # fmt: skip
-    return _held(situation, held.model_copy(update=ready))
+    evidence = held.hand_over or _evidence(situation, held, vitals, mask).model_copy(update={"at": now})
+    ready = {"state": SlotState.READY, "ready_at": now, "message": "", "stored": False, "hand_over": evidence}
+    counted = _with(situation.examined, held.slot.gpu, counters(situation, held.slot.gpu, vitals))
+    return _held(replace(situation, examined=counted), held.model_copy(update=ready))
+
+
+def counters(situation: Situation, gpu: str, vitals: Vitals) -> Counters:
+    """What a GPU has counted by now."""
+    return Counters(ecc_uncorrected=vitals.ecc_uncorrected, xids=situation.xids.get(gpu, 0))
 
 
 def _evidence(situation: Situation, held: Held, vitals: Vitals, mask: int) -> HandOver:
@@ -424,13 +449,17 @@ def _evidence(situation: Situation, held: Held, vitals: Vitals, mask: int) -> Ha
     there = situation.former.get(held.slot.gpu, {})
     former = [there[number] for number in sorted(there) if mask >> number & 1]
     last = max(former, key=lambda one: one.gone_at, default=None)
+    before, after = situation.examined.get(held.slot.gpu), counters(situation, held.slot.gpu, vitals)
     return HandOver(
+        holder=held.slot.holder,
         former=list({one.holder.uid: one.holder for one in former}.values()),
         steps=[*(last.steps if last else ()), *held.steps][-MOST_STEPS:],
         scrubbed_bytes=held.scrub.bytes if held.scrub else 0,
         samples=held.scrub.samples if held.scrub else 0,
-        ecc_uncorrected=vitals.ecc_uncorrected,
-        xids=situation.xids.get(held.slot.gpu, 0),
+        ecc_uncorrected=after.ecc_uncorrected,
+        ecc_uncorrected_before=before.ecc_uncorrected if before else None,
+        xids=after.xids,
+        xids_before=before.xids if before else None,
         driver=vitals.driver,
         vbios=vitals.vbios,
     )
@@ -579,10 +608,13 @@ def _is_harder(one: Fence, other: Fence) -> bool:
 
 
 def condemned(situation: Situation, fence: Fence, devices: Iterable[str]) -> Situation:
-    """These slices are kept out of use, and the devices on them are no more what they were: none serves unscrubbed."""
+    """These slices are kept out of use, and the devices on them are no more what they were: none serves unscrubbed.
+
+    What the GPU has counted by now is dealt with by that; the next hand-over is judged by what comes after it.
+    """
     for device in devices:
         situation = _held(situation, situation.held[device].model_copy(update={"scrub": None, "hand_over": None}))
-    return fenced(situation, fence)
+    return fenced(replace(situation, examined=_without(situation.examined, fence.gpu)), fence)
 
 
 def reset_done(situation: Situation, gpu: str, now: datetime) -> Situation:
@@ -590,7 +622,21 @@ def reset_done(situation: Situation, gpu: str, now: datetime) -> Situation:
     until = now + situation.probation
     fences = tuple(_on_probation(one, until) if one.gpu == gpu else one for one in situation.fences)
     made = frozenset(one for one in situation.made if one.gpu != gpu)
-    return replace(walked(situation, gpu, ()), fences=fences, made=made)
+    examined = _without(situation.examined, gpu)  # Its counters begin anew.
+    return replace(walked(situation, gpu, ()), fences=fences, made=made, examined=examined)
+
+
+def maintenance_began(situation: Situation, gpu: str) -> Situation:
+    """The GPU is being reset or converted from now on."""
+    return replace(situation, maintained=situation.maintained | {gpu})
+
+
+def maintenance_ended(situation: Situation, gpu: str, took: timedelta) -> Situation:
+    """It is not any more, whatever came of it. What was in hand on any GPU could not go on: that time is not its."""
+    for held in situation.held.values():
+        if held.since is not None and held.state is not SlotState.READY:
+            situation = _held(situation, held.model_copy(update={"since": held.since + took}))
+    return replace(situation, maintained=situation.maintained - {gpu})
 
 
 def _on_probation(fence: Fence, until: datetime) -> Fence:
@@ -632,6 +678,7 @@ def rebooted(situation: Situation, now: datetime) -> Situation:
     """After a reboot no claim is prepared, no instance exists and nothing was handed to anybody yet."""
     held = {device: Held(slot=one.slot, since=now) for device, one in situation.held.items()}
     fences = tuple(_on_probation(one, now + situation.probation) for one in situation.fences)
+    situation = replace(situation, gpus={}, xids={}, examined={})  # Another machine, for all that is known.
     return replace(situation, held=held, made=frozenset(), prepared={}, fences=fences, former={})
 
 
@@ -661,6 +708,10 @@ def _held(situation: Situation, held: Held) -> Situation:
 
 def _with(mapping: Mapping[K, V], key: K, value: V) -> dict[K, V]:
     return {**mapping, key: value}
+
+
+def _without(mapping: Mapping[K, V], key: K) -> dict[K, V]:
+    return {one: value for one, value in mapping.items() if one != key}
 
 
 def _placed(at: Slot | Instance, uuid: str = "") -> Made:

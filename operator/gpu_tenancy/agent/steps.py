@@ -316,8 +316,8 @@ def _maintain(situation: Situation, gpu: GpuFacts) -> Iterator[Step]:
         return
     if any(one.remedy is Remedy.RESET for one in fences):
         yield ResetGpu(gpu.uuid)  # One that answers nothing but that it needs this, too.
-    elif not gpu.healthy or situation.conflict:
-        return
+    elif not gpu.healthy or situation.conflict or any(one.vanished for one in situation.gpus.values()):
+        return  # Modes are declared by index, and indices have moved where one has vanished.
     elif (mode := situation.declared.get(gpu.index, gpu.mode)) is not gpu.mode:
         yield Convert(gpu.uuid, mode)
 

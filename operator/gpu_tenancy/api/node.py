@@ -78,6 +78,7 @@ class NodeReason(StrEnum):
     DEVICE_FAILED = "DeviceFailed"
     SOLE_OWNER = "SoleOwner"
     OTHER_OWNER = "OtherOwner"
+    RUNTIME_UNKNOWN = "RuntimeUnknown"
     HEARTBEAT_MISSED = "HeartbeatMissed"
 
 
@@ -151,6 +152,10 @@ class HandOver(ApiModel):
 
     model_config = ConfigDict(json_schema_extra=replaced_whole())
 
+    holder: Holder | None = None
+    """Whom it was made ready for."""
+    at: MicroTime | None = None
+    """When it was, on the node's clock."""
     former: Annotated[list[Holder], Field(max_length=8)] = []
     """Who had any of its memory slices last, as far as the agent knows; empty on a new or rebooted node."""
     steps: Annotated[list[HandOverStep], Field(max_length=16)] = []
@@ -161,8 +166,13 @@ class HandOver(ApiModel):
     """Places, spread over all of them, that were read back and held what had been written."""
     ecc_uncorrected: int | None = Field(default=None, ge=0)
     """Uncorrectable memory errors of the GPU since its driver was loaded, when the device was verified."""
+    ecc_uncorrected_before: int | None = Field(default=None, ge=0)
+    """The same at the GPU's last hand-over; absent where there was none in this boot, or what happened since was dealt
+    with by a fence. More now than then, and the GPU is reset first."""
     xids: int = Field(default=0, ge=0)
-    """Xid events of the GPU that the agent had counted by then, application faults included."""
+    """Xid events of the GPU in this boot that the agent had counted by then, application faults included."""
+    xids_before: int | None = Field(default=None, ge=0)
+    """The same at the GPU's last hand-over; absent as above."""
     driver: str = Field(default="", max_length=64)
     """Version of NVIDIA's driver."""
     vbios: str = Field(default="", max_length=64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def serving() -> World:
 def spec_of(
     world: World,
     claim: PreparedClaim,
-    driver: Mapping[str, Any] = {},
+    driver: cdi.DriverPart = cdi.NO_DRIVER,
     dev_root: str = "/",
 ) -> dict[str, Any]:
     return cdi.spec(world.agent, claim, driver, Path("/state/claims/c-1"), Path(dev_root))
@@ -86,7 +85,7 @@ def test_a_driver_that_is_elsewhere_on_the_host_is_named_to_the_runtime() -> Non
 def test_every_container_of_a_claim_gets_the_drivers_files_and_the_mark_of_the_claim() -> None:
     library = {"hostPath": "/usr/lib/libcuda.so.1", "containerPath": "/usr/lib/libcuda.so.1", "options": ["ro"]}
     driver = {"env": ["NVIDIA_CTK=1"], "mounts": [library], "hooks": [{"hookName": "createContainer"}]}
-    edits = spec_of(serving(), claim(SLICE.device), driver)["containerEdits"]
+    edits = spec_of(serving(), claim(SLICE.device), cdi.DriverPart(driver))["containerEdits"]
     assert edits["env"] == ["NVIDIA_CTK=1", "NVIDIA_VISIBLE_DEVICES=void"]
     assert edits["hooks"] == driver["hooks"]
     assert [(one["hostPath"], one["containerPath"]) for one in edits["mounts"]] == [
@@ -95,8 +94,14 @@ def test_every_container_of_a_claim_gets_the_drivers_files_and_the_mark_of_the_c
     ]
 
 
+def test_the_file_says_the_newer_of_the_two_cdi_versions() -> None:
+    for driver, said in (("0.5.0", "0.6.0"), ("0.6.0", "0.6.0"), ("0.10.0", "0.10.0")):
+        spec = spec_of(serving(), claim(SLICE.device), cdi.DriverPart({}, driver))
+        assert spec["cdiVersion"] == said
+
+
 def files(tmp_path: Path) -> cdi.ClaimFiles:
-    return cdi.ClaimFiles(AgentSettings(cdi_root=tmp_path / "cdi", state_dir=tmp_path / "state"), {})
+    return cdi.ClaimFiles(AgentSettings(cdi_root=tmp_path / "cdi", state_dir=tmp_path / "state"), cdi.NO_DRIVER)
 
 
 def test_the_file_is_there_after_writing_and_gone_after_removing(tmp_path: Path) -> None:

@@ -230,9 +230,11 @@ def test_a_device_with_a_process_is_kept_and_the_process_is_named() -> None:
         await bench.clock.until(bench.are(SlotState.READY, old))
         uuid = bench.memory.situation.held[old.device].uuid
         bench.gpus.occupy(uuid, pid=77, name="lolMiner")
+        bench.host.pods[77] = "mining/miner-n1-gpu4"
         bench.specify(new)
         await bench.clock.pass_by(30)
-        assert bench.message(old) == f"waits for process 77 (lolMiner) on {old.device} to end"
+        named = "process 77 (lolMiner) of pod mining/miner-n1-gpu4"
+        assert bench.message(old) == f"waits for {named} on {old.device} to end"
         assert bench.gpus.layout(4) == {("7g.80gb", 0)}
         assert old.device in bench.message(new)
         assert bench.gpus.layout(4) == {("7g.80gb", 0)}
@@ -517,6 +519,86 @@ def test_a_gpu_that_answers_nothing_but_that_it_needs_a_reset_is_reset_once_nobo
         await bench.clock.until(lambda: ("reset", "0") in bench.gpus.calls)
         await bench.clock.until(lambda: bench.memory.situation.gpus[bench.gpus.uuids[0]].healthy)
         assert [fence.remedy for fence in bench.memory.situation.fences] == [Remedy.TIME]
+
+    play(story)
+
+
+def test_memory_errors_that_nobody_was_told_of_keep_a_slice_back_until_its_gpu_is_reset() -> None:
+    async def story(bench: Bench) -> None:
+        beside, first, second = (bench.slot(4, "3g.40gb"), bench.slot(4, "1g.10gb", 4), bench.slot(4, "1g.10gb", 5, 2))
+        bench.specify(beside, first)
+        await bench.clock.until(bench.are(SlotState.READY, beside, first))
+        bench.gpus.fail(4, Faults(errors=2))
+        bench.specify(beside, first, second)
+        await bench.clock.until(bench.are(SlotState.FAILED, second))
+        assert "has had 2 uncorrectable memory errors since it was last examined" in bench.message(second)
+        await bench.clock.pass_by(600)
+        assert bench.are(SlotState.READY, beside, first)(), "who is served is left alone"
+        assert ("reset", "4") not in bench.gpus.calls
+        bench.specify()
+        await bench.clock.until(lambda: ("reset", "4") in bench.gpus.calls)
+        await bench.clock.pass_by(1)
+        bench.memory.learn(due(bench.memory.situation, bench.clock.now() + PROBATION))
+        bench.specify(second)
+        await bench.clock.until(bench.are(SlotState.READY, second))
+
+    play(story)
+
+
+def test_a_hand_over_tells_what_the_gpu_had_counted_before_and_after() -> None:
+    async def story(bench: Bench) -> None:
+        one, two = bench.slot(4, "1g.10gb", 4), bench.slot(4, "1g.10gb", 5, 2)
+        bench.specify(one)
+        await bench.clock.until(bench.are(SlotState.READY, one))
+        bench.memory.learn(learnt(bench.memory.situation, GpuEvent(one.gpu, 13), bench.clock.now()))
+        bench.specify(one, two)
+        await bench.clock.until(bench.are(SlotState.READY, two))
+        first, second = (bench.memory.situation.held[slot.device].hand_over for slot in (one, two))
+        assert first is not None
+        assert (first.xids_before, first.xids, first.ecc_uncorrected_before, first.ecc_uncorrected) == (
+            None,
+            0,
+            None,
+            0,
+        )
+        assert second is not None
+        assert (second.xids_before, second.xids, second.ecc_uncorrected_before) == (0, 1, 0)
+        assert second.holder == two.holder
+        assert second.at == bench.memory.situation.held[two.device].ready_at
+
+    play(story)
+
+
+def test_the_time_of_a_reset_is_nobody_elses() -> None:
+    async def story(bench: Bench) -> None:
+        bench.specify()
+        await bench.clock.pass_by(1)
+        leaving = bench.slot(1, FULL)
+        bench.memory.learn(known.accepted(bench.memory.situation, leaving, bench.clock.now()))
+        begun = bench.memory.situation.held[leaving.device].since
+        situation = known.maintenance_began(bench.memory.situation, bench.gpus.uuids[0])
+        late = bench.clock.now() + timedelta(hours=1)
+        assert due(situation, late).held == situation.held, "no step can go on, so none is late"
+        ended = known.maintenance_ended(situation, bench.gpus.uuids[0], timedelta(seconds=90))
+        assert begun is not None
+        assert ended.held[leaving.device].since == begun + timedelta(seconds=90)
+        assert not ended.maintained
+
+    play(story)
+
+
+def test_a_gpu_that_is_not_listed_any_more_is_lost_and_no_mode_is_changed_by_index() -> None:
+    async def story(bench: Bench) -> None:
+        slot = bench.slot(1, FULL)
+        bench.specify(slot)
+        await bench.clock.until(bench.are(SlotState.READY, slot))
+        bench.gpus.fail(1, Faults(unseen=True))
+        bench.memory.learn(known.listed(bench.memory.situation, await bench.gpus.list()))
+        await bench.clock.until(bench.are(SlotState.FAILED, slot))
+        assert "GPU 1 is not listed by the driver any more" in bench.message(slot)
+        declare(bench, 0, GpuMode.MIG)
+        await bench.clock.pass_by(60)
+        assert not [call for call in bench.gpus.calls if call[0] == "reset"]
 
     play(story)
 

@@ -164,6 +164,20 @@ def test_a_lost_gpu_is_told_of_as_it_was(gpus: NvmlGpus, node: Node) -> None:
     assert after.message == "GPU 0: GPU is lost; reset the GPU or reboot the node"
 
 
+@pytest.mark.parametrize(
+    ("action", "sound", "reset"), [(0, True, False), (1, False, True), (2, False, False), (4, True, False)]
+)
+def test_what_the_driver_asks_for_shows_in_the_list_whoever_heard_its_xid(
+    gpus: NvmlGpus, node: Node, action: int, sound: bool, reset: bool
+) -> None:
+    """Draining (4) is for the next hand-over to see: who is served goes on."""
+    node.set("recovery_action", action, gpu=1)
+    first, second = run(gpus.list())
+    assert (first.healthy, first.needs_reset) == (True, False)
+    assert (second.healthy, second.needs_reset) == (sound, reset)
+    assert bool(second.message) is not sound
+
+
 def test_a_gpu_that_never_said_what_it_is_is_left_out(gpus: NvmlGpus, node: Node) -> None:
     node.lose(0)
     assert [one.index for one in run(gpus.list())] == [1]

@@ -21,7 +21,7 @@ def test_service_names_are_those_that_kubelet_calls() -> None:
         for service in module.DESCRIPTOR.services_by_name.values()
     }
     assert services == {
-        "runtime.v1.RuntimeService": ["Status"],
+        "runtime.v1.RuntimeService": ["ListPodSandbox", "Status"],
         "v1alpha1.DRAResourceHealth": ["NodeWatchResources"],
         "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin": ["NodePrepareResources", "NodeUnprepareResources"],
         "pluginregistration.Registration": ["GetInfo", "NotifyRegistrationStatus"],
@@ -51,3 +51,6 @@ def test_bytes_are_those_of_the_published_field_numbers() -> None:
     assert health.NodeWatchResourcesResponse(devices=[told]).SerializeToString()[:2] == b"\x0a\x11"
     status = registration.RegistrationStatus(plugin_registered=True, error="e").SerializeToString()
     assert status == b"\x08\x01\x12\x01e"
+    pod = cri.PodSandboxMetadata(name="n", uid="u", namespace="s")
+    pods = cri.ListPodSandboxResponse(items=[cri.PodSandbox(metadata=pod)]).SerializeToString()
+    assert pods == b"\x0a\x0b\x12\x09\x0a\x01n\x12\x01u\x1a\x01s"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gpu_tenancy.agent.gpus import Vitals
+from gpu_tenancy.agent.situation import Counters
 from gpu_tenancy.agent.vetting import asks_for_reset, objection
 
 SOUND = Vitals(
@@ -43,3 +44,20 @@ def test_each_defect_bars_it_with_a_remedy(change: dict[str, object], sentence: 
     assert wrong is not None
     assert sentence in wrong
     assert asks_for_reset(vitals) is reset
+
+
+@pytest.mark.parametrize(
+    ("before", "errors"),
+    [
+        (None, 0),
+        (Counters(ecc_uncorrected=None), 0),
+        (Counters(ecc_uncorrected=3), 0),
+        (Counters(ecc_uncorrected=1), 2),
+    ],
+)
+def test_memory_errors_since_the_last_hand_over_ask_for_a_reset(before: Counters | None, errors: int) -> None:
+    wrong = objection(SOUND, before)
+    assert asks_for_reset(SOUND, before) is bool(errors)
+    assert wrong == (
+        f"it has had {errors} uncorrectable memory errors since it was last examined; reset it" if errors else None
+    )

@@ -297,8 +297,9 @@ class World:
         self.hardware.clear()
         self.processes.clear()
         self.sleepers.clear()
-        fresh = known.rebooted(
-            replace(self.disk, gpus=self.agent.gpus, proven=frozenset(), resting=frozenset()), self.now
+        there = self.agent.gpus.values()
+        fresh = known.listed(
+            known.rebooted(replace(self.disk, proven=frozenset(), resting=frozenset()), self.now), there
         )
         self.agent = known.resumed(fresh, self.in_slice, self.in_status, self.now)
         self.disk = self.agent

@@ -234,6 +234,7 @@ class NvmlGpus:
         finally:
             _open_again()
             self._halved = {one for one in self._halved if one[0] != gpu}
+            self._known = {}  # By index, and indices may be others now.
             self._watch(watched)
 
     def _run_reset(self, gpu: str) -> None:
@@ -305,6 +306,8 @@ class NvmlGpus:
     def _facts(self, index: int) -> GpuFacts:
         with sentences(f"GPU {index}"):
             device = pynvml.nvmlDeviceGetHandleByIndex(index)
+            action = examine.recovery_action(device)  # Its Xid may have come when nobody listened.
+            unfit = action in (examine.RESET_ASKED, examine.REBOOT_ASKED)
             return GpuFacts(
                 index=index,
                 uuid=pynvml.nvmlDeviceGetUUID(device),
@@ -313,6 +316,9 @@ class NvmlGpus:
                 multiprocessors=multiprocessors_of(device),
                 pci_bus_id=pynvml.nvmlDeviceGetPciInfo(device).busIdLegacy.lower(),
                 mode=mode_of(device),
+                healthy=not unfit,
+                message=f"GPU {index}: the driver asks to {examine.RECOVERY_ACTIONS[action]}" if unfit else "",
+                needs_reset=action == examine.RESET_ASKED,
                 nodes=self._existing(f"/dev/nvidia{pynvml.nvmlDeviceGetMinorNumber(device)}", *CONTROL_NODES),
             )
 

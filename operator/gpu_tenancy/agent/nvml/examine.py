@@ -13,10 +13,12 @@ import pynvml
 from gpu_tenancy.agent.gpus import Telemetry, Vitals
 from gpu_tenancy.agent.nvml.calls import device_handle, gpu_handle, sentences, where_known
 
+RESET_ASKED: Final = 1
+REBOOT_ASKED: Final = 2
 RECOVERY_ACTIONS: Final = {
     0: "",
-    1: "reset the GPU",
-    2: "reboot the node",
+    RESET_ASKED: "reset the GPU",
+    REBOOT_ASKED: "reboot the node",
     3: "drain the GPU and its NVLink peers",
     4: "drain the GPU and reset it",
 }
@@ -64,7 +66,7 @@ def vitals(gpu: str) -> Vitals:
             ),
             remap_pending=bool(remapped[2]) if remapped else None,
             remap_failed=bool(remapped[3]) if remapped else None,
-            recovery_action=_recovery_action(device),
+            recovery_action=_in_words(recovery_action(device)),
             power_limit_mw=limit,
             default_power_limit_mw=default,
             pcie_width=where_known(pynvml.nvmlDeviceGetCurrPcieLinkWidth, device),
@@ -97,9 +99,14 @@ def _limits(device: Any) -> tuple[int | None, int | None]:  # noqa: ANN401
     )
 
 
-def _recovery_action(device: Any) -> str:  # noqa: ANN401
-    """What the driver asks for; empty where nothing, and of older drivers, which do not say."""
+def recovery_action(device: Any) -> int:  # noqa: ANN401
+    """What the driver asks for, as nvmlDeviceGpuRecoveryAction_t; 0 where nothing, and of older drivers, which do not
+    say."""
     fields = where_known(pynvml.nvmlDeviceGetFieldValues, device, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
     if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
-        return ""
-    return RECOVERY_ACTIONS.get(fields[0].value.uiVal, f"do what its recovery action {fields[0].value.uiVal} means")
+        return 0
+    return int(fields[0].value.uiVal)
+
+
+def _in_words(action: int) -> str:
+    return RECOVERY_ACTIONS.get(action, f"do what its recovery action {action} means")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$gpu_tenancy/agent/proto/cri_v1.proto\x12\nruntime.v1\" \n\rStatusRequest\x12\x0f\n\x07verbose\x18\x01 \x01(\x08\"q\n\x0eStatusResponse\x12\x32\n\x04info\x18\x02 \x03(\x0b\x32$.runtime.v1.StatusResponse.InfoEntry\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32Q\n\x0eRuntimeService\x12?\n\x06Status\x12\x19.runtime.v1.StatusRequest\x1a\x1a.runtime.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$gpu_tenancy/agent/proto/cri_v1.proto\x12\nruntime.v1\" \n\rStatusRequest\x12\x0f\n\x07verbose\x18\x01 \x01(\x08\"q\n\x0eStatusResponse\x12\x32\n\x04info\x18\x02 \x03(\x0b\x32$.runtime.v1.StatusResponse.InfoEntry\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x17\n\x15ListPodSandboxRequest\"?\n\x16ListPodSandboxResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.runtime.v1.PodSandbox\">\n\nPodSandbox\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.runtime.v1.PodSandboxMetadata\"B\n\x12PodSandboxMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t2\xaa\x01\n\x0eRuntimeService\x12?\n\x06Status\x12\x19.runtime.v1.StatusRequest\x1a\x1a.runtime.v1.StatusResponse\x12W\n\x0eListPodSandbox\x12!.runtime.v1.ListPodSandboxRequest\x1a\".runtime.v1.ListPodSandboxResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSRESPONSE']._serialized_end=199
   _globals['_STATUSRESPONSE_INFOENTRY']._serialized_start=156
   _globals['_STATUSRESPONSE_INFOENTRY']._serialized_end=199
-  _globals['_RUNTIMESERVICE']._serialized_start=201
-  _globals['_RUNTIMESERVICE']._serialized_end=282
+  _globals['_LISTPODSANDBOXREQUEST']._serialized_start=201
+  _globals['_LISTPODSANDBOXREQUEST']._serialized_end=224
+  _globals['_LISTPODSANDBOXRESPONSE']._serialized_start=226
+  _globals['_LISTPODSANDBOXRESPONSE']._serialized_end=289
+  _globals['_PODSANDBOX']._serialized_start=291
+  _globals['_PODSANDBOX']._serialized_end=353
+  _globals['_PODSANDBOXMETADATA']._serialized_start=355
+  _globals['_PODSANDBOXMETADATA']._serialized_end=421
+  _globals['_RUNTIMESERVICE']._serialized_start=424
+  _globals['_RUNTIMESERVICE']._serialized_end=594
 # @@protoc_insertion_point(module_scope)

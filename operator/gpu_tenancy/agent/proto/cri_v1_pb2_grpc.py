@@ -39,12 +39,23 @@ class RuntimeServiceStub:
                 request_serializer=gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.StatusRequest.SerializeToString,
                 response_deserializer=gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.ListPodSandbox = channel.unary_unary(
+                '/runtime.v1.RuntimeService/ListPodSandbox',
+                request_serializer=gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.ListPodSandboxRequest.SerializeToString,
+                response_deserializer=gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.ListPodSandboxResponse.FromString,
+                _registered_method=True)
 
 
 class RuntimeServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Status(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPodSandbox(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -57,6 +68,11 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.StatusRequest.FromString,
                     response_serializer=gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.StatusResponse.SerializeToString,
+            ),
+            'ListPodSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPodSandbox,
+                    request_deserializer=gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.ListPodSandboxRequest.FromString,
+                    response_serializer=gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.ListPodSandboxResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +102,33 @@ class RuntimeService:
             '/runtime.v1.RuntimeService/Status',
             gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.StatusRequest.SerializeToString,
             gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPodSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.RuntimeService/ListPodSandbox',
+            gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.ListPodSandboxRequest.SerializeToString,
+            gpu__tenancy_dot_agent_dot_proto_dot_cri__v1__pb2.ListPodSandboxResponse.FromString,
             options,
             channel_credentials,
             insecure,
