@@ -9,12 +9,12 @@ import pytest
 
 from gpu_tenancy.api.names import ANY_GPU_TAINT
 from gpu_tenancy.api.pool import MiningPoolStatus, PoolConditionType, PoolReason
-from gpu_tenancy.core.actions import StartMiner, StopMiner
+from gpu_tenancy.core.actions import StartMiner, StopMiner, TouchClaim
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.podspec import Taint
-from gpu_tenancy.core.snapshot import Failure
+from gpu_tenancy.core.snapshot import Failure, LeftClaim
 from tests.unit.core.builders import START
 from tests.unit.core.simulation import Cluster
 
@@ -215,3 +215,32 @@ def test_a_miners_name_that_somebody_else_has_keeps_no_other_miner_of_the_pool_f
     refused = Failure("NameTaken", "A Pod named mining/miner-a exists.", START.replace(hour=13))
     decided = plan(replace(cluster.snapshot(), failures={uid: refused}), cluster.now)
     assert len([action for action in decided.actions if isinstance(action, StartMiner)]) == 2
+
+
+def left(name: str, deleted: float, touched: float | None = None) -> LeftClaim:
+    """A claim that was deleted, and touched, so many seconds after the start."""
+    instant = None if touched is None else START + timedelta(seconds=touched)
+    return LeftClaim("mining", name, f"uid-{name}", START + timedelta(seconds=deleted), instant)
+
+
+@pytest.mark.parametrize(
+    ("claim", "due"),
+    [(left("one", 0), 30), (left("one", 0, 31), 151), (left("one", 7, 7), 127)],
+    ids=["never touched", "touched once", "touched at once"],
+)
+def test_a_claim_that_stays_behind_is_touched_after_a_while_and_again_after_a_longer_one(
+    claim: LeftClaim, due: int
+) -> None:
+    facts = replace(node_of_two().snapshot(), left_claims=(claim,))
+    before = plan(facts, START + timedelta(seconds=due - 1))
+    assert not [one for one in before.actions if isinstance(one, TouchClaim)]
+    assert before.next_wake is not None
+    assert before.next_wake <= START + timedelta(seconds=due)
+    at = START + timedelta(seconds=due)
+    assert [one for one in plan(facts, at).actions if isinstance(one, TouchClaim)] == [TouchClaim(claim, at)]
+
+
+def test_a_burst_of_claims_that_are_late_is_not_touched_all_at_once() -> None:
+    facts = replace(node_of_two().snapshot(), left_claims=tuple(left(f"claim-{number}", 0) for number in range(100)))
+    touched = [one for one in plan(facts, START + timedelta(minutes=5)).actions if isinstance(one, TouchClaim)]
+    assert len(touched) == 16

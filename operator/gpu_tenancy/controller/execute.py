@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
 from gpu_tenancy.api import names
+from gpu_tenancy.api.base import format_time
 from gpu_tenancy.api.lease import GpuLeaseStatus, Reason
 from gpu_tenancy.controller import manifests
 from gpu_tenancy.controller.expectations import Expectations
@@ -33,6 +35,7 @@ from gpu_tenancy.core.actions import (
     SetSlots,
     StartMiner,
     StopMiner,
+    TouchClaim,
     Unbind,
     blame,
 )
@@ -50,7 +53,7 @@ STAGES: Final[tuple[tuple[type[Action], ...], ...]] = (
     (Admit, CreateClaimTemplate),
     (SetSlots,),
     (StopMiner, DeleteClaimTemplate, DeleteJob, DeletePod),
-    (CreateJob, StartMiner),
+    (CreateJob, StartMiner, TouchClaim),
 )
 """What must be done before what; the actions of one stage run together.
 
@@ -185,6 +188,8 @@ class Execute:
                 await self._create_job(action)
             case StartMiner():
                 await self._start_miner(action)
+            case TouchClaim():
+                await self._touch(action)
             case Unbind():
                 await self._unbind(action.lease)
             case _:
@@ -320,6 +325,21 @@ class Execute:
         if claim_uid and action.missing_pod:
             pod = manifests.miner_pod(pool, node, action.device, claim_uid)
             await self._create(resources.PODS, pod, pool.uid)
+
+    async def _touch(self, action: TouchClaim) -> None:
+        """An update makes kube-controller-manager look at the claim, whatever it says. The UID is a precondition."""
+        claim = action.claim
+        if not self._expected.begin("touch", resources.RESOURCE_CLAIMS, claim.namespace, claim.name, claim.uid):
+            return
+        _log.warning(
+            "Claim %s/%s was deleted at %s, no pod uses it, and it is still there: kube-controller-manager is made to "
+            "look at it again.", claim.namespace, claim.name, format_time(claim.deleted_at),
+        )  # fmt: skip
+        metadata = {"uid": claim.uid, "annotations": {names.ANNOTATION_TOUCHED: format_time(action.at)}}
+        with suppress(NotFound):
+            await self._client.merge_patch(
+                resources.RESOURCE_CLAIMS, claim.name, {"metadata": metadata}, claim.namespace
+            )
 
     async def _create(self, resource: Resource, body: Object, holder: str) -> str:
         """Create once; its UID where this call made it. An object of that name that is ours is success; somebody else's

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 from gpu_tenancy.api import names
 from gpu_tenancy.controller import digests
 from gpu_tenancy.controller.views import TERMINAL
-from gpu_tenancy.core.snapshot import ClaimFacts, JobFacts, MinerFacts, PodRef
+from gpu_tenancy.core.snapshot import ClaimFacts, JobFacts, LeftClaim, MinerFacts, PodRef
 
 
 def claim_facts(claim: digests.Claim, pods: Mapping[str, digests.Pod], longest_grace: int) -> ClaimFacts:
@@ -36,6 +37,28 @@ def claim_facts(claim: digests.Claim, pods: Mapping[str, digests.Pod], longest_g
         devices=tuple((one.pool, one.device) for one in results if one.driver == names.DRIVER),
         users=tuple(user for user in users if user is not None),
     )
+
+
+def left_claim(claim: digests.Claim, pods: Mapping[str, digests.Pod]) -> LeftClaim | None:
+    """A claim that is being deleted and that no pod uses; None for any other."""
+    metadata = claim.metadata
+    if metadata.deletion_timestamp is None:
+        return None
+    for user in claim.status.reserved_for:
+        pod = pods.get(f"{metadata.namespace}/{user.name}")
+        if user.resource != "pods" or (pod is not None and pod.metadata.uid == user.uid):
+            return None
+    touched_at = _instant(metadata.annotations.get(names.ANNOTATION_TOUCHED, ""))
+    return LeftClaim(metadata.namespace, metadata.name, metadata.uid, metadata.deletion_timestamp, touched_at)
+
+
+def _instant(text: str) -> datetime | None:
+    """An instant with its zone; None for what is none: anybody may write an annotation."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else None
 
 
 def _user(namespace: str, user: digests.Consumer, pods: Mapping[str, digests.Pod], longest_grace: int) -> PodRef | None:

@@ -26,7 +26,7 @@ from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.controller import digests
-from gpu_tenancy.controller.facts import claim_facts, claim_of, job_facts, miner_facts
+from gpu_tenancy.controller.facts import claim_facts, claim_of, job_facts, left_claim, miner_facts
 from gpu_tenancy.controller.views import Views, is_miners, is_owned
 from gpu_tenancy.core import amounts, podspec
 from gpu_tenancy.core.amounts import Amount
@@ -39,6 +39,7 @@ from gpu_tenancy.core.snapshot import (
     JobFacts,
     Key,
     LeaseFacts,
+    LeftClaim,
     MinerFacts,
     NodeFacts,
     PoolFacts,
@@ -133,6 +134,7 @@ class Gather:
             books=tuple(self._book(body) for body in store.all(resources.PRICE_BOOKS)),
             miners=self._miners(miner_claims),
             orphans=tuple(record for left in records.values() for record in left),
+            left_claims=self._left_claims(),
             failures={uid: failure for uid, failure in failures.items() if failure.retry_at > now},
         )
         self._memo.sweep()
@@ -181,6 +183,12 @@ class Gather:
                 facts = claim_facts(claim, self._views.pods.items, self._longest_grace)
                 leases[facts.holder].append(facts)
         return leases, miners
+
+    def _left_claims(self) -> tuple[LeftClaim, ...]:
+        """Claims, whoever made them, that should be gone."""
+        pods = self._views.pods.items
+        found = (left_claim(claim, pods) for claim in self._views.claims.items.values())
+        return tuple(one for one in found if one is not None)
 
     def _jobs(self) -> dict[tuple[str, str], list[JobFacts]]:
         """Jobs by UID of their lease. Anybody may label a Job: what the operator did not write is not read either."""

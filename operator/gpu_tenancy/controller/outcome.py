@@ -15,6 +15,7 @@ from gpu_tenancy.core.actions import (
     SetSlots,
     StartMiner,
     StopMiner,
+    TouchClaim,
 )
 from gpu_tenancy.core.snapshot import Failure
 
@@ -84,6 +85,8 @@ def identity(action: Action) -> Hashable:
             what = action.uid
         case DeletePod():
             what = action.pod.uid
+        case TouchClaim():
+            what = action.claim.uid
         case _:
             what = (action.lease.uid, action.lease.generation)
     return type(action), what

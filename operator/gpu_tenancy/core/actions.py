@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gpu_tenancy.api.lease import DeviceHandOver, Price, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
-from gpu_tenancy.core.snapshot import Key, LeaseFacts, MinerFacts, PodRef, PoolFacts, RecordFacts
+from gpu_tenancy.core.snapshot import Key, LeaseFacts, LeftClaim, MinerFacts, PodRef, PoolFacts, RecordFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,17 @@ class Unbind:
     lease: LeaseFacts
 
 
+@dataclass(frozen=True, slots=True)
+class TouchClaim:
+    """Write something harmless to a claim that stayed behind, so that kube-controller-manager looks at it again."""
+
+    claim: LeftClaim
+    at: datetime
+
+
 Action = (
     OpenRecord | CloseRecord | ArchiveRecord | Admit | SetSlots | StopMiner | DeleteClaimTemplate | DeleteJob
-    | DeletePod | CreateClaimTemplate | CreateJob | StartMiner | Unbind
+    | DeletePod | CreateClaimTemplate | CreateJob | StartMiner | TouchClaim | Unbind
 )  # fmt: skip
 
 
@@ -217,7 +225,7 @@ def blame(action: Action) -> tuple[str, Key | None]:
     match action:
         case CloseRecord():
             return action.uid, None
-        case ArchiveRecord() | SetSlots():
+        case ArchiveRecord() | SetSlots() | TouchClaim():
             return "", None
         case StopMiner():
             return action.miner.pool, None

@@ -72,6 +72,7 @@ def _actions(
         if one.lease.uid not in snapshot.failures:
             yield from writes.objects(one)
     yield from writes.miner_starts(snapshot, mining)
+    yield from writes.touches(snapshot, now)
     for one in outlooks:
         if one.settled and one.lease.finalized:
             yield Unbind(one.lease)
@@ -193,4 +194,5 @@ def _next_wake(snapshot: Snapshot, outlooks: Iterable[Outlook], prices: Pricing,
         if node.agent_until:
             instants += [node.agent_until + SECOND, node.agent_until + NODE_LOSS]
     instants += [failure.retry_at for failure in snapshot.failures.values()]
+    instants += [writes.touch_at(claim) for claim in snapshot.left_claims]
     return min((instant for instant in instants if instant is not None and instant > now), default=None)

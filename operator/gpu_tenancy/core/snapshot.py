@@ -269,6 +269,18 @@ class MinerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftClaim:
+    """A claim on a device that is being deleted, and that no pod uses any more."""
+
+    namespace: str
+    name: str
+    uid: str
+    deleted_at: datetime
+    touched_at: datetime | None = None
+    """When it was last written so that kube-controller-manager looks at it."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolFacts:
     """A MiningPool."""
 
@@ -319,5 +331,7 @@ class Snapshot:
     miners: tuple[MinerFacts, ...] = ()
     orphans: tuple[RecordFacts, ...] = ()
     """UsageRecords whose lease no longer exists."""
+    left_claims: tuple[LeftClaim, ...] = ()
+    """Claims that should be gone."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """Refused actions by UID of the lease or pool they were for."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final
 
 from gpu_tenancy.api.base import HolderKind
@@ -30,10 +31,11 @@ from gpu_tenancy.core.actions import (
     SetSlots,
     StartMiner,
     StopMiner,
+    TouchClaim,
 )
 from gpu_tenancy.core.mining import by_device, revision
 from gpu_tenancy.core.outlooks import has_completed, unfinished
-from gpu_tenancy.core.snapshot import ClaimFacts, MinerFacts, Snapshot
+from gpu_tenancy.core.snapshot import ClaimFacts, LeftClaim, MinerFacts, Snapshot
 from gpu_tenancy.core.stock import Stock, unreachable
 
 Slots = Mapping[str, tuple[Slot, ...]]
@@ -44,6 +46,11 @@ Mining = Mapping[tuple[str, str], Slot]
 
 MINER_GRACE_SECONDS: Final = 1
 """Grace of a miner whose pool is gone and cannot be asked."""
+TOUCH_AFTER: Final = timedelta(seconds=30)
+"""How long a claim may stay behind; kube-controller-manager needs milliseconds, and half a minute in a great burst."""
+TOUCH_AGAIN: Final = timedelta(minutes=2)
+MOST_TOUCHES: Final = 16
+"""Claims that are touched in one cycle: the rest of a burst comes later, or has gone by then."""
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------------
@@ -142,6 +149,18 @@ def miner_starts(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
 def _unreadable_nodes(snapshot: Snapshot) -> frozenset[str]:
     """Nodes on which nobody knows who should mine."""
     return frozenset(node.name for node in snapshot.nodes if node.unreadable)
+
+
+def touches(snapshot: Snapshot, now: datetime) -> Iterator[Action]:
+    """Claims that kube-controller-manager has forgotten. It frees a claim when it sees the pod go; of a pod that came
+    and went while its watch was broken it never hears, and the device stays taken for half a day."""
+    due = (claim for claim in snapshot.left_claims if touch_at(claim) <= now)
+    yield from (TouchClaim(claim, now) for claim in islice(due, MOST_TOUCHES))
+
+
+def touch_at(claim: LeftClaim) -> datetime:
+    """When a claim that is still there is to be touched."""
+    return claim.deleted_at + TOUCH_AFTER if claim.touched_at is None else claim.touched_at + TOUCH_AGAIN
 
 
 def pool_outlooks(snapshot: Snapshot, places: Mining) -> tuple[PoolOutlook, ...]:

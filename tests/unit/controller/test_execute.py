@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_tenancy.api import names
+from gpu_tenancy.api.base import format_time
 from gpu_tenancy.api.lease import GpuLeaseStatus, Reason
 from gpu_tenancy.controller.execute import FIRST_RETRY, LONGEST_RETRY, Execute
 from gpu_tenancy.controller.outcome import Outcome
@@ -36,9 +37,10 @@ from gpu_tenancy.core.actions import (
     SetSlots,
     StartMiner,
     StopMiner,
+    TouchClaim,
     Unbind,
 )
-from gpu_tenancy.core.snapshot import LeaseFacts, MinerFacts, PodRef
+from gpu_tenancy.core.snapshot import LeaseFacts, LeftClaim, MinerFacts, PodRef
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Rejected, Transient
 from gpu_tenancy.kube.resources import Resource
@@ -458,6 +460,24 @@ def test_only_the_missing_half_of_a_miner_is_made() -> None:
     bench.run(StartMiner(pool(), "n1", slot(), claim_uid="uid-claim"))
     [(verb, plural, _)] = bench.server.calls
     assert (verb, plural) == ("create", "pods")
+
+
+def test_a_claim_that_stayed_behind_is_written_to_once_and_never_a_namesake() -> None:
+    bench = Bench()
+    touch = TouchClaim(LeftClaim("mining", "miner", "uid-claim", NOW - timedelta(minutes=1)), NOW)
+    assert bench.run(touch) == Outcome()
+    assert bench.server.calls == [("patch", "resourceclaims", "miner")]
+    assert bench.server.details[-1]["patch"] == {
+        "metadata": {"uid": "uid-claim", "annotations": {names.ANNOTATION_TOUCHED: format_time(NOW)}}
+    }
+    bench.run(touch)
+    assert len(bench.server.calls) == 1, "the view has yet to show the first one"
+
+
+def test_a_claim_that_is_gone_meanwhile_is_fine() -> None:
+    bench = Bench()
+    bench.server.refuse("patch", "resourceclaims", "miner", NotFound(404, "NotFound", "not found"))
+    assert bench.run(TouchClaim(LeftClaim("mining", "miner", "uid-claim", NOW), NOW)) == Outcome()
 
 
 def test_a_gang_gets_its_service_before_its_job_and_a_single_pod_gets_none() -> None:

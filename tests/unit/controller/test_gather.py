@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pytest
@@ -442,6 +442,39 @@ def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() 
         True,
     )
     assert (fake.namespace, fake.pod_uid, fake.claim_uid) == ("team-a", "fake", "")
+
+
+@pytest.mark.parametrize(
+    ("deleted", "user", "stays"),
+    [
+        (True, "gone", True),
+        (True, "replaced", True),
+        (True, "there", False),
+        (False, "gone", False),
+    ],
+)
+def test_a_claim_that_is_deleted_and_used_by_no_pod_has_stayed_behind(deleted: bool, user: str, stays: bool) -> None:
+    """Whoever made it; and whatever somebody wrote where the operator notes that it has looked."""
+    seen = Seen()
+    if user != "gone":
+        uid = "uid-pod" if user == "there" else "another"
+        seen.show(resources.PODS, {"metadata": {"name": "notebook", "namespace": "team-a", "uid": uid}})
+    metadata = {"name": "gpu", "namespace": "team-a", "uid": "claim"}
+    metadata |= {"deletionTimestamp": "2026-03-01T12:00:00Z"} if deleted else {}
+    config = [{"opaque": {"driver": names.DRIVER, "parameters": {"holder": "uid-idle"}}}]
+    status = {"reservedFor": [{"resource": "pods", "name": "notebook", "uid": "uid-pod"}]}
+    for text, touched in (("", None), ("yesterday", None), ("2026-03-01T12:01:00Z", 1)):
+        body = {
+            "metadata": {**metadata, "annotations": {names.ANNOTATION_TOUCHED: text}},
+            "spec": {"devices": {"config": config}},
+            "status": status,
+        }
+        seen.show(resources.RESOURCE_CLAIMS, body)
+        found = seen.snapshot().left_claims
+        assert [one.uid for one in found] == (["claim"] if stays else [])
+        for one in found:
+            minutes = None if one.touched_at is None else (one.touched_at - one.deleted_at) / timedelta(minutes=1)
+            assert minutes == touched
 
 
 # --- what it costs -----------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from gpu_tenancy.core.actions import (
     SetSlots,
     StartMiner,
     StopMiner,
+    TouchClaim,
     Unbind,
     blame,
 )
@@ -506,6 +507,8 @@ class Cluster:
                 return action.node in hidden
             case StopMiner():
                 return action.miner.node in hidden
+            case TouchClaim():
+                return False
             case CloseRecord() | ArchiveRecord():
                 return action.record.name in self.unreadable
             case DeleteClaimTemplate() | DeleteJob() | DeletePod() | CreateJob():
@@ -553,6 +556,8 @@ class Cluster:
             case CreateClaimTemplate() | DeleteClaimTemplate() | CreateJob() | DeleteJob() | DeletePod():
                 self._write_workload(action)
                 yield
+            case TouchClaim():
+                raise AssertionError("no claim stays behind in this cluster")
             case Unbind():
                 self._unbind(action)
                 yield
