@@ -247,6 +247,12 @@ async def test_an_application_fault_fences_nobody_and_a_contained_error_only_its
     assert "Xid 94, a contained memory error" in await here.eventually("the slice to be withdrawn", withdrawn)
     assert (await here.slots())["beside"] == before["beside"]
 
+    async def described() -> bool:
+        text = await here.control_plane.kubectl("describe", "node", here.node.name)
+        return "Fenced" in text and "Xid 94, a contained memory error" in text and "Xid 31" not in text
+
+    await here.eventually("kubectl describe node to say so", described)
+
     async def again() -> bool:
         """It comes back where it was, scrubbed, once the place is used again."""
         lease = await here.lease_ready("hit")

@@ -30,6 +30,7 @@ from gpu_tenancy.agent.home import Home
 from gpu_tenancy.agent.lanes import Lanes
 from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
+from gpu_tenancy.agent.news import news
 from gpu_tenancy.agent.outbox import Outbox
 from gpu_tenancy.agent.report import slice_name
 from gpu_tenancy.agent.settings import AdoptForeign, AgentSettings
@@ -38,6 +39,7 @@ from gpu_tenancy.agent.steps import scrubs_to_come
 from gpu_tenancy.api.node import GpuMode, GpuNodeSpec, HandOver
 from gpu_tenancy.kube.client import KubeClient
 from gpu_tenancy.kube.errors import KubeError
+from gpu_tenancy.kube.events import Events
 from gpu_tenancy.kube.resources import GPU_NODES, RESOURCE_SLICES
 from gpu_tenancy.kube.watch import Reflector
 
@@ -46,6 +48,8 @@ R = TypeVar("R")
 
 _log = logging.getLogger(__name__)
 
+COMPONENT: Final = "gpu-tenancy-agent"
+"""Who says what Events say."""
 _LOCK_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 10.0
 
@@ -179,6 +183,8 @@ class Agent:
         memory.update(known.tidied)
         tasks.create_task(heartbeat.beat(self._client, lambda: outbox.home.owner, self._clock, self._settings))
         await self._watch(memory, outbox, tasks)
+        events = Events(self._client, COMPONENT)
+        tasks.create_task(events.run())
         tasks.create_task(self._observe(memory, lanes, tasks))
         tasks.create_task(self._stay_home(memory, outbox))
         tasks.create_task(self._watch_deadlines(memory))
@@ -190,15 +196,22 @@ class Agent:
         health = Health(self._node, memory, self._clock)
         async with serving(plugin, registrar, health, self._settings):
             tasks.create_task(outbox.run())
-            await self._cycle(memory, lanes, outbox, tasks)
+            await self._cycle(memory, lanes, (outbox, events), tasks)
 
     # ----------------------------------------------------------------------------------------------------- the cycle
 
-    async def _cycle(self, memory: Memory, lanes: Lanes, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
+    async def _cycle(self, memory: Memory, lanes: Lanes, told: tuple[Outbox, Events], tasks: asyncio.TaskGroup) -> None:
+        """`told`: who tells the API server what is, and what happened."""
+        outbox, events = told
+        before = memory.situation
         while True:
             lanes.start()
             outbox.wake()
             self._expect_scrubs(memory, tasks)
+            for note in news(before, memory.situation):
+                for kind, body in outbox.subjects():
+                    events.post(kind, body, *note)
+            before = memory.situation
             await memory.changed.wait()
             memory.changed.clear()
 

@@ -24,7 +24,7 @@ from gpu_tenancy.agent.steps import slice_next
 from gpu_tenancy.api.node import GpuNodeStatus, NodeConditionType, SlotState
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import KubeError, NotFound
-from gpu_tenancy.kube.resources import GPU_NODES, RESOURCE_SLICES
+from gpu_tenancy.kube.resources import GPU_NODES, NODES, RESOURCE_SLICES, Resource
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,14 @@ class Outbox:
         self._status = None
         self._memory.update(known.unstored)
         self.wake()
+
+    def subjects(self) -> tuple[tuple[Resource, Object], ...]:
+        """What Events are about: the GpuNode and its Node, so that `kubectl describe` of either shows them."""
+        owner = self.home.owner
+        return (
+            (GPU_NODES, {"metadata": {"name": owner.name, "uid": self._uid}}),
+            (NODES, {"metadata": {"name": owner.name, "uid": owner.uid}}),
+        )
 
     def slice_lost(self) -> None:
         """The ResourceSlice is gone, or may be: look, and publish the same again."""

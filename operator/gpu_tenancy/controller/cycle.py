@@ -18,7 +18,7 @@ from typing import Final
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
 from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookStatus
-from gpu_tenancy.controller.events import Events, Note, platform_transitions, transitions
+from gpu_tenancy.controller.events import platform_transitions, transitions
 from gpu_tenancy.controller.execute import Execute
 from gpu_tenancy.controller.gather import Gather
 from gpu_tenancy.controller.metrics import Metrics
@@ -34,8 +34,11 @@ from gpu_tenancy.core.snapshot import Failure, Key, LeaseFacts, NodeFacts, Snaps
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import Conflict, KubeError, NotFound
+from gpu_tenancy.kube.events import Events, Note
 from gpu_tenancy.kube.resources import Resource
 
+COMPONENT: Final = "gpu-tenancy-operator"
+"""Who says what Events say."""
 _log = logging.getLogger(__name__)
 
 SHORTEST_PAUSE: Final = 0.2
@@ -68,7 +71,7 @@ class Cycle:
     ) -> None:
         self.dirty = asyncio.Event()
         self.views = Views(client, settings.system_namespace, self.dirty.set)
-        self.events = Events(client, enabled=settings.events)
+        self.events = Events(client, COMPONENT, enabled=settings.events)
         self.cycles = 0
         """Completed cycles."""
         self._client = client

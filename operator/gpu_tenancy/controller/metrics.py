@@ -11,11 +11,11 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from gpu_tenancy.controller.events import Note
 from gpu_tenancy.core.actions import Action, Plan
 from gpu_tenancy.core.slices import SliceState, open_bills, segments_of, slice_states
 from gpu_tenancy.core.snapshot import Snapshot
 from gpu_tenancy.kube.client import RequestInfo
+from gpu_tenancy.kube.events import Note
 from gpu_tenancy.kube.resources import GPU_LEASES, GPU_NODES, USAGE_RECORDS
 
 CYCLE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

@@ -13,9 +13,10 @@ from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, LeaseCondition,
 from gpu_tenancy.api.node import NodeCondition, NodeConditionType, NodeReason
 from gpu_tenancy.api.pool import PoolCondition, PoolConditionType, PoolReason
 from gpu_tenancy.api.pricebook import BookCondition, BookConditionType, BookReason
-from gpu_tenancy.controller.events import WAITING, Events, Note, platform_transitions, transitions
+from gpu_tenancy.controller.events import platform_transitions, transitions
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.errors import AlreadyExists, KubeError, Rejected, Transient
+from gpu_tenancy.kube.events import WAITING, Events, Note
 from gpu_tenancy.kube.resources import Resource
 from tests.unit.controller.facts import NOW, Object, body
 
@@ -150,7 +151,7 @@ async def _write_all(events: Events) -> None:
 def test_an_event_names_its_object_and_is_cut_where_it_is_too_long() -> None:
     async def story() -> None:
         recorder = Recorder()
-        events = Events(recorder, enabled=True)  # type: ignore[arg-type]
+        events = Events(recorder, "tests")  # type: ignore[arg-type]
         events.post(resources.GPU_LEASES, body("GpuLease", "train"), "Normal", "Ready", "x" * 3000)
         await _write_all(events)
         [event] = recorder.written
@@ -168,7 +169,7 @@ def test_a_refused_event_does_not_keep_the_next_one_from_being_written() -> None
         recorder = Recorder(
             Rejected(403, "Forbidden", "no"), Transient(0, "Timeout", "no"), AlreadyExists(409, "AlreadyExists", "no")
         )
-        events = Events(recorder, enabled=True)  # type: ignore[arg-type]
+        events = Events(recorder, "tests")  # type: ignore[arg-type]
         for reason in ("One", "Two", "Three", "Four"):
             events.post(resources.GPU_LEASES, body("GpuLease", "train"), "Normal", reason, "")
         await _write_all(events)
@@ -178,13 +179,13 @@ def test_a_refused_event_does_not_keep_the_next_one_from_being_written() -> None
 
 
 def test_too_many_events_are_dropped_and_nobody_waits_for_them() -> None:
-    events = Events(Recorder(), enabled=True)  # type: ignore[arg-type]
+    events = Events(Recorder(), "tests")  # type: ignore[arg-type]
     for number in range(WAITING + 5):
         events.post(resources.GPU_LEASES, body("GpuLease", "train"), "Normal", str(number), "")
     assert events._queue.qsize() == WAITING
 
 
 def test_switched_off_nothing_is_written() -> None:
-    events = Events(Recorder(), enabled=False)  # type: ignore[arg-type]
+    events = Events(Recorder(), "tests", enabled=False)  # type: ignore[arg-type]
     events.post(resources.GPU_LEASES, body("GpuLease", "train"), "Normal", "Ready", "")
     assert events._queue.empty()
