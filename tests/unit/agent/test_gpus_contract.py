@@ -1,4 +1,4 @@
-"""What the agent may count on from any `Gpus`; every backend that needs no hardware is put through it."""
+"""What the agent may count on from any `Gpus`, in memory and on the simulator: the contract, and what only they do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from gpu_tenancy.agent.gpus import GpuError, GpuEvent, GpuLost, Gpus, Insufficie
 from gpu_tenancy.agent.nvml import NvmlGpus
 from gpu_tenancy.agent.vetting import objection
 from gpu_tenancy.api.node import GpuMode
-from gpu_tenancy.mig.layout import Placement, layouts, mask_of, placements
+from gpu_tenancy.mig.layout import Placement, layouts
+from tests.contract import CHANGING, LOOKING, Law
 from tests.fakes.clock import FakeClock
 from tests.fakes.gpus import FakeGpus, Faults
 from tests.nvsim.library import driver, library
@@ -151,6 +152,14 @@ each_model = pytest.mark.parametrize("model", MODELS)
 
 @each_backend
 @each_model
+@pytest.mark.parametrize("law", [*LOOKING, *CHANGING], ids=lambda law: law.__name__)
+def test_the_contract_holds(make: Callable[[str], Backend], model: str, law: Law) -> None:
+    backend = make(model)
+    law(backend.gpus, backend.run)
+
+
+@each_backend
+@each_model
 def test_gpus_are_listed_with_their_modes(make: Callable[[str], Backend], model: str) -> None:
     listed = make(model).run(make(model).gpus.list())
     assert [(gpu.index, gpu.model, gpu.mode, gpu.healthy) for gpu in listed] == [
@@ -158,18 +167,6 @@ def test_gpus_are_listed_with_their_modes(make: Callable[[str], Backend], model:
         (1, model, GpuMode.MIG, True),
     ]
     assert len({gpu.uuid for gpu in listed}) == 2
-
-
-@each_backend
-@each_model
-def test_every_placement_is_created_exactly_where_it_was_asked_for(make: Callable[[str], Backend], model: str) -> None:
-    for placement in placements(model):
-        backend = make(model)
-        made = backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), placement.profile, placement.start))
-        assert ((1 << made.size) - 1) << made.start == mask_of(model, placement)
-        assert [made] == list(backend.run(backend.gpus.instances(backend.uuid(MIG_INDEX))))
-        assert made.uuid.startswith("MIG-")
-        assert made.compute_instance is not None
 
 
 @each_backend
@@ -207,16 +204,6 @@ def test_what_cannot_be_is_refused(make: Callable[[str], Backend], index: int, p
 
 
 @each_backend
-def test_destroying_twice_is_destroying(make: Callable[[str], Backend]) -> None:
-    backend = make(MODELS[0])
-    made = backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "3g.40gb", 4))
-    stays = backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "1g.10gb", 0))
-    for _ in range(2):
-        backend.run(backend.gpus.destroy(made))
-    assert list(backend.run(backend.gpus.instances(backend.uuid(MIG_INDEX)))) == [stays]
-
-
-@each_backend
 def test_a_used_instance_is_not_destroyed(make: Callable[[str], Backend]) -> None:
     backend = make(MODELS[0])
     made = backend.run(backend.gpus.create(backend.uuid(MIG_INDEX), "3g.40gb", 4))
@@ -245,14 +232,6 @@ def test_a_lost_gpu_is_listed_as_not_healthy_and_says_so_to_every_call(make: Cal
         with pytest.raises(GpuLost):
             backend.run(call())
     assert list(backend.run(backend.gpus.processes(backend.uuid(0)))) == []
-
-
-@each_backend
-def test_a_gpu_that_is_not_there_has_not_no_processes_but_is_lost(make: Callable[[str], Backend]) -> None:
-    backend = make(MODELS[0])
-    with pytest.raises(GpuLost):
-        backend.run(backend.gpus.processes("GPU-elsewhere"))
-    assert list(backend.run(backend.gpus.processes("MIG-elsewhere"))) == []
 
 
 @each_backend
