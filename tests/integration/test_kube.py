@@ -16,7 +16,15 @@ import yaml
 
 from gpu_tenancy.kube.client import KubeClient, Object, RequestInfo
 from gpu_tenancy.kube.errors import AlreadyExists, Conflict, NotFound, Rejected, Transient
-from gpu_tenancy.kube.resources import COORDINATION_LEASES, JOBS, NAMESPACES, NODES, RESOURCE_SLICES, SECRETS
+from gpu_tenancy.kube.resources import (
+    COORDINATION_LEASES,
+    JOBS,
+    NAMESPACES,
+    NODES,
+    RESOURCE_CLAIMS,
+    RESOURCE_SLICES,
+    SECRETS,
+)
 from gpu_tenancy.kube.watch import Reflector
 from tests.cluster.components import API_ONLY
 from tests.cluster.control_plane import ControlPlane
@@ -122,6 +130,28 @@ def test_a_json_patch_with_an_invalid_result_is_rejected_and_no_conflict(world: 
         ]
         with pytest.raises(Rejected, match=r"spec\.parallelism.*must be greater than or equal to 0"):
             await client.json_patch(JOBS, "invalid-patch", operations, NAMESPACE)
+
+    world.run(test)
+
+
+def test_a_claim_with_parameters_can_be_annotated_if_it_was_sent_in_the_api_servers_own_form(world: World) -> None:
+    """And only then, which is why `canonical` exists."""
+
+    def claim(name: str) -> Object:
+        opaque = {"driver": "gpu-tenancy.dev", "parameters": {"kind": "ClaimHolder", "holder": "uid"}}
+        request = {"name": "gpu", "exactly": {"deviceClassName": "gpu-tenancy.dev"}}
+        devices = {"requests": [request], "config": [{"requests": ["gpu"], "opaque": opaque}]}
+        return {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"devices": devices}}
+
+    async def test(client: KubeClient) -> None:
+        note = {"metadata": {"annotations": {"a": "b"}}}
+        await client.create(RESOURCE_CLAIMS, claim("plain"))
+        with pytest.raises(Rejected, match="field is immutable"):
+            await client.merge_patch(RESOURCE_CLAIMS, "plain", note, NAMESPACE)
+        made = await client.create(RESOURCE_CLAIMS, claim("canonical"), canonical=True)
+        assert made["spec"]["devices"]["config"][0]["opaque"]["parameters"] == {"kind": "ClaimHolder", "holder": "uid"}
+        patched = await client.merge_patch(RESOURCE_CLAIMS, "canonical", note, NAMESPACE)
+        assert patched["metadata"]["annotations"] == {"a": "b"}
 
     world.run(test)
 

@@ -62,6 +62,8 @@ promised and nobody is stopped."""
 LAST: Final = (Unbind,)
 """Done after the statuses are written: what is let go cannot be written to."""
 
+WITH_PARAMETERS: Final = frozenset({resources.RESOURCE_CLAIMS, resources.RESOURCE_CLAIM_TEMPLATES})
+"""Kinds that carry opaque parameters in an immutable field."""
 STOPPING: Final = (DeleteClaimTemplate, DeleteJob, DeletePod)
 
 CLOSING: Final = ("billableTo", "seconds", "reason")
@@ -348,7 +350,8 @@ class Execute:
         if not self._expected.begin("create", resource, namespace, name):
             return ""
         try:
-            return str((await self._client.create(resource, body))["metadata"]["uid"])
+            made = await self._client.create(resource, body, canonical=resource in WITH_PARAMETERS)
+            return str(made["metadata"]["uid"])
         except AlreadyExists:
             if not await self._is_ours(resource, namespace, name, holder):
                 self._expected.forget(resource, namespace, name)

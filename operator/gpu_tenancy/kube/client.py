@@ -260,15 +260,25 @@ class KubeClient:
 
     # ------------------------------------------------------------------------------------------------ writing
 
-    async def create(self, res: Resource, body: Mapping[str, Any], *, dry_run: bool = False) -> Object:
+    async def create(
+        self, res: Resource, body: Mapping[str, Any], *, dry_run: bool = False, canonical: bool = False
+    ) -> Object:
         """Create the object; its name and namespace are in its metadata. Raises AlreadyExists.
 
         With `dry_run` the API server checks and defaults the object, admission included, and stores nothing; fields
         it does not know are then an error too, so that a misspelt field is not silently dropped later.
+
+        `canonical` is for kinds with opaque parameters in an immutable field. The API server keeps these as the bytes
+        that it was sent, writes them anew when it patches the object, and compares: sent in any other form than its
+        own, the object could never be annotated or labelled by anybody ("field is immutable"). What is sent as YAML,
+        which JSON is, it brings into its own form first.
         """
         query = {"dryRun": "All", "fieldValidation": "Strict"} if dry_run else {}
         path = _with_query(res.path(_metadata(body).get("namespace")), query)
-        call = Call("POST", path, body=_typed(res, body))
+        if canonical:
+            call = Call("POST", path, "application/yaml", msgspec.json.encode(_typed(res, body)))
+        else:
+            call = Call("POST", path, body=_typed(res, body))
         return await self._object(_Request("create", res, call, dry_run=dry_run))
 
     async def replace(self, res: Resource, body: Mapping[str, Any], *, subresource: str | None = None) -> Object:

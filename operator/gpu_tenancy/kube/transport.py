@@ -35,7 +35,7 @@ _INLINE_FILES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP request: `path` with its query string, `body` anything that JSON can say."""
+    """One HTTP request: `path` with its query string, `body` anything that JSON can say, or bytes of another type."""
 
     method: str
     path: str

@@ -76,7 +76,8 @@ class Server:
         """The calls with these verbs, as "verb plural/name"."""
         return [f"{verb} {plural}/{name}" for verb, plural, name in self.calls if verb in verbs or not verbs]
 
-    async def create(self, res: Resource, body: Object) -> Object:
+    async def create(self, res: Resource, body: Object, *, canonical: bool = False) -> Object:
+        assert canonical is res.plural.startswith("resourceclaim")
         await self._answer("create", res, body["metadata"]["name"], body=body)
         return _stored(res, body)
 
