@@ -154,12 +154,13 @@ def test_hand_overs_say_how_eight_at_once_compare_to_one_and_where_the_time_went
     one = hand_over(*HAND_OVER, Scrub=450)
     eight = [hand_over(*(2 * seconds for seconds in HAND_OVER), Scrub=900)] * 8
     monkeypatch.setattr(handover, "missing", lambda: None)
-    monkeypatch.setattr(handover, "_whole", answering(([one], [eight], [one])))
+    monkeypatch.setattr(handover, "_whole", answering(([one], eight[:1], [eight], [one])))
     found = {one.name: one for one in handover.run_whole(1)}
     assert list(found) == [
-        "handover_whole_s", "handover_token_s", "handover_eight_s", "handover_eight_ratio", "handover_eight_own_ms",
+        "handover_whole_s", "handover_token_s", "handover_node_ratio", "handover_eight_s", "handover_eight_ratio",
+        "handover_eight_own_ms",
     ]  # fmt: skip
-    assert found["handover_eight_ratio"].median == pytest.approx(2)
+    assert found["handover_eight_ratio"].median == found["handover_node_ratio"].median == pytest.approx(2)
     assert found["handover_whole_s"].parts["agent: Scrub"].median == 450
     assert found["handover_eight_s"].parts["agent: Scrub"].median == 900
     assert "1.2" in found["handover_whole_s"].goal
