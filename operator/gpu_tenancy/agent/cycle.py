@@ -216,7 +216,7 @@ class Agent:
             memory.changed.clear()
 
     def _expect_scrubs(self, memory: Memory, tasks: asyncio.TaskGroup) -> None:
-        """Have as many children ready as will be needed soon; it costs nobody any waiting."""
+        """Have what scrubs need ready where one is to come soon; it costs nobody any waiting."""
         count = scrubs_to_come(memory.situation)
         if count != self._scrubs_expected:
             self._scrubs_expected = count

@@ -93,20 +93,21 @@ class Lanes:
             return
         try:
             async with lock:
-                await self._walk_twice(gpu)
+                await self._walk_carefully(gpu)
         except GpuError as error:
             _log.warning("The instances of %s could not be listed: %s", gpu, error)
             if gpu not in self._memory.situation.instances:
                 self._spawn(self._look_again(gpu))
 
-    async def _walk_twice(self, gpu: str) -> None:
+    async def _walk_carefully(self, gpu: str) -> None:
         """List the instances; where one that serves is not among them a second look decides: a lease hangs on it."""
-        there = {one.uuid for one in await self._gpus.instances(gpu)}
+        instances = await self._gpus.instances(gpu)
         held = self._memory.situation.held.values()
         served = {one.uuid for one in held if one.slot.gpu == gpu and one.slot.profile != FULL and one.published}
-        if not served <= there:
+        if not served <= {one.uuid for one in instances}:
             await self._clock.sleep(self._settings.confirm_seconds)
-        await self._walk(gpu)
+            instances = await self._gpus.instances(gpu)
+        self._memory.update(lambda now: known.walked(now, gpu, instances))
 
     async def _look_again(self, gpu: str) -> None:
         await self._clock.sleep(self._settings.retry_seconds)

@@ -1,10 +1,11 @@
-"""The child that scrubs one device: ``python -m gpu_tenancy.agent.scrub_child PARENT``.
+"""The scrub of one device, in a process of its own that `scrub_server` forks.
 
-The only module that loads CUDA, and it imports nothing of the project, so that it starts fast. It reads the UUID of a
-GPU or MIG device from standard input, makes that device the only one it can see, allocates all of its memory, marks
-places all over it with a pattern drawn for this run, writes zeros over everything, reads the marked places back, and
-says what it did as one line of JSON. What it cannot allocate is what a context takes for itself, the next holder's as
-well as this one's. It ends when its parent does. Source: CUDA Driver API (memory management, device management).
+The only module that loads CUDA, and it imports nothing of the project, so that the server starts fast. It makes a GPU
+or MIG device the only one that it can see, allocates all of its memory, marks places all over it with a pattern drawn
+for this run, writes zeros over everything, reads the marked places back, and says what it did as one line of JSON on
+standard output. What it cannot allocate is what a context takes for itself, the next holder's as well as this one's.
+No CUDA call is made before `run`: a fork would not survive it. Source: CUDA Driver API (memory management, device
+management).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ EVERY: Final = 512 << 20
 """Bytes from one sample to the next: a copy to the host costs 0.1 ms, whatever its size."""
 SAMPLE: Final = 4096
 """Bytes of a sample."""
+_ZEROS: Final = bytes(SAMPLE)
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -37,12 +39,8 @@ class ScrubError(Exception):
     """The device was not scrubbed; the message is a sentence."""
 
 
-def main() -> None:
-    """Wait for a device, scrub it, report."""
-    _end_with(int(sys.argv[1]))
-    device = sys.stdin.readline().strip()
-    if not device:
-        return
+def run(device: str) -> NoReturn:
+    """Scrub the device with this UUID, report, and end this process."""
     report: dict[str, object]
     try:
         report = {"scrub": scrub(device)}
@@ -117,7 +115,7 @@ def _read_back(address: int) -> None:
     """Read a sample, which was marked before it was overwritten. Raises ScrubError where it is not as written."""
     found = bytearray(SAMPLE)
     _check("cuMemcpyDtoH", *cuda.cuMemcpyDtoH(found, address, SAMPLE))
-    if any(found):
+    if found != _ZEROS:
         raise ScrubError(f"what is read at {address:#x} is not what was written; retire the GPU")
 
 
@@ -134,16 +132,8 @@ def _both(call: str, error: Any, first: int, second: int) -> tuple[int, int]:  #
     return first, second
 
 
-def _end_with(parent: int) -> None:
-    """Have the kernel kill this process when the agent dies: it would hold a device that nobody waits for."""
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies: it would hold a device that nobody waits for."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        _leave()
-
-
-def _leave() -> NoReturn:
-    sys.exit("the agent is gone")
-
-
-if __name__ == "__main__":
-    main()
+        sys.exit("whoever started this process is gone")

@@ -603,14 +603,15 @@ def test_a_gpu_that_is_not_listed_any_more_is_lost_and_no_mode_is_changed_by_ind
     play(story)
 
 
-def test_an_instance_that_one_listing_misses_is_looked_for_again_before_its_lease_is_lost() -> None:
+@pytest.mark.parametrize("forgets", [0, 1])
+def test_an_instance_that_one_listing_misses_is_looked_for_again_before_its_lease_is_lost(forgets: int) -> None:
     class Forgetful(FakeGpus):
-        forgets = 0
+        looks = 0
 
         async def instances(self, gpu: str) -> list[Instance]:
             found = list(await super().instances(gpu))
-            self.forgets -= 1
-            return [] if self.forgets >= 0 else found
+            self.looks += 1
+            return [] if self.looks <= forgets else found
 
     async def story(bench: Bench) -> None:
         slot = bench.slot(4, "3g.40gb")
@@ -619,11 +620,11 @@ def test_an_instance_that_one_listing_misses_is_looked_for_again_before_its_leas
         await bench.clock.until(lambda: bench.memory.situation.held[slot.device].published)
         before = bench.memory.situation.held[slot.device]
         bench.gpus.__class__ = Forgetful
-        bench.gpus.forgets = 1  # type: ignore[attr-defined]  # it is one now
         async with asyncio.TaskGroup() as tasks:
             machine = Machine(bench.gpus, bench.scrubber, bench.host)
             look = tasks.create_task(Lanes(bench.memory, machine, bench.clock, AgentSettings(), tasks).look(slot.gpu))
             await bench.clock.until(look.done)
+        assert bench.gpus.looks == 1 + forgets  # type: ignore[attr-defined]  # it is one now
         assert bench.memory.situation.held[slot.device] == before
         assert bench.memory.situation.instances[slot.gpu]
 

@@ -22,15 +22,18 @@ import pytest
 from gpu_tenancy.agent import nvml
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.gpus import GpuError, GpuLost, InsufficientResources, InUse
-from gpu_tenancy.agent.nvml import NvmlGpus, calls, model_name
+from gpu_tenancy.agent.nvml import NvmlGpus, calls, model_name, profiles
 from gpu_tenancy.agent.situation import Situation
 from gpu_tenancy.api.node import GpuMode, Slot
 from gpu_tenancy.mig.profiles import of_model
-from tests.nvsim.library import library
+from tests.nvsim.library import SMI, driver, library
 from tests.nvsim.node import STATE, Node
 from tests.unit.agent.world import EPOCH, holder, instance
 
 T = TypeVar("T")
+
+PROFILES = ("nvmlDeviceGetGpuInstanceProfileInfo*", "nvmlGpuInstanceGetComputeInstanceProfileInfo*")
+"""The calls that ask for profiles."""
 
 
 @pytest.fixture
@@ -262,10 +265,15 @@ def test_an_instance_that_somebody_else_divided_is_seen_and_left(gpus: NvmlGpus)
 
 
 @pytest.mark.parametrize("call", ["instances", "destroy"])
-def test_a_stale_handle_is_not_taken_for_no_instances(gpus: NvmlGpus, node: Node, call: str) -> None:
-    made = run(gpus.create(uuid_of(1), "3g.40gb", 4))
+@pytest.mark.parametrize("known", [False, True], ids=["at-first", "later"])
+def test_a_stale_handle_is_not_taken_for_no_instances(
+    gpus: NvmlGpus, node: Node, root: Path, call: str, known: bool
+) -> None:
+    made = run(NvmlGpus(root=root).create(uuid_of(1), "3g.40gb", 4))  # Which tells `gpus` of no profiles.
+    if known:
+        run(gpus.instances(made.gpu))
     ask = (lambda: gpus.instances(made.gpu)) if call == "instances" else (lambda: gpus.destroy(made))
-    symbols = ("nvmlDeviceGetGpuInstanceProfileInfoV", "nvmlDeviceGetGpuInstanceProfileInfo")
+    symbols = PROFILES if not known else ("nvmlDeviceGetGpuInstances", "nvmlDeviceGetGpuInstanceById")
     with ExitStack() as faults:
         for symbol in symbols:
             faults.enter_context(node.fault(symbol, result=pynvml.NVML_ERROR_INVALID_ARGUMENT))
@@ -274,10 +282,48 @@ def test_a_stale_handle_is_not_taken_for_no_instances(gpus: NvmlGpus, node: Node
 
 
 def test_a_profile_that_is_not_listed_is_a_sentence(gpus: NvmlGpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = pynvml.nvmlDeviceGetHandleByIndex(1)
+    info = pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE)
     made = run(gpus.create(uuid_of(1), "3g.40gb", 4))
-    monkeypatch.setattr(calls, "profiles_of", lambda _: iter(()))
-    with pytest.raises(GpuError, match="which its GPU does not list"):
-        run(asyncio.wait_for(gpus.destroy(made), 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(profiles, "profiles_of", lambda _: iter((info,)))
+        fresh = NvmlGpus()
+        with pytest.raises(GpuError, match="which its GPU does not list"):
+            run(asyncio.wait_for(fresh.destroy(made), 5))
+    run(fresh.destroy(made))  # It was asked anew.
+    assert list(run(gpus.instances(made.gpu))) == []
+
+
+def test_profiles_are_asked_once(gpus: NvmlGpus, node: Node) -> None:
+    run(gpus.create(uuid_of(1), "3g.40gb", 4))
+    first = run(gpus.instances(uuid_of(1)))
+    with node.fault(PROFILES[0]) as of_gpu, node.fault(PROFILES[1]) as of_instance:
+        second = run(gpus.instances(uuid_of(1)))
+        run(gpus.destroy(second[0]))
+        run(gpus.create(uuid_of(1), "3g.40gb", 4))
+        assert (of_gpu.seen, of_instance.seen) == (0, 0)
+    assert first == second
+
+
+@pytest.mark.parametrize("how", ["reset", "mode", "mode-by-others"])
+def test_profiles_are_asked_anew_when_they_may_be_others(node: Node, root: Path, how: str) -> None:
+    gpus = NvmlGpus.open(root=root, nvidia_smi=str(driver() / SMI))
+    gpu = uuid_of(1)
+    run(gpus.destroy(run(gpus.create(gpu, "3g.40gb", 4))))
+    if how == "reset":
+        run(gpus.reset(gpu))
+    for mode in (GpuMode.WHOLE, GpuMode.MIG):
+        if how == "mode":
+            assert run(gpus.set_mode(gpu, mode))
+        elif how == "mode-by-others":
+            assert pynvml.nvmlDeviceSetMigMode(pynvml.nvmlDeviceGetHandleByIndex(1), int(mode is GpuMode.MIG)) == 0
+            run(gpus.instances(gpu))
+    with node.fault(PROFILES[0]) as of_gpu, node.fault(PROFILES[1]) as of_instance:
+        run(gpus.create(gpu, "3g.40gb", 4))
+        assert of_instance.seen == 1
+        if how != "mode-by-others":  # There the look in the new mode has asked already.
+            assert of_gpu.seen > 1
+    gpus.close()
 
 
 def test_a_clean_up_that_fails_does_not_hide_why(gpus: NvmlGpus, node: Node) -> None:

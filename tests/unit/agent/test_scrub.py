@@ -1,10 +1,11 @@
-"""The scrub as it runs on a node: a child process, NVIDIA's own bindings, and the simulated driver underneath."""
+"""The scrub as it runs on a node: its processes, NVIDIA's own bindings, and the simulated driver underneath."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -57,7 +58,7 @@ def halves(gpus: NvmlGpus) -> list[Instance]:
 
 
 def play(story: Callable[[CudaScrubber], Awaitable[None]], seconds: float = 60.0) -> None:
-    """Run a story with a scrubber; afterwards no child of it is left."""
+    """Run a story with a scrubber; afterwards no process of it is left."""
 
     async def run() -> None:
         before = children()
@@ -71,9 +72,29 @@ def play(story: Callable[[CudaScrubber], Awaitable[None]], seconds: float = 60.0
     asyncio.run(run())
 
 
-def children() -> set[int]:
-    """Processes that this one has started, other tests' among them."""
-    return {child.pid for child in psutil.Process().children()}
+def children(of: int | None = None) -> set[int]:
+    """Processes that this one, or another, has started; other tests' among them."""
+    return {child.pid for child in psutil.Process(of).children()}
+
+
+async def server(scrubber: CudaScrubber) -> int:
+    """The process that the scrubber's scrubs are forked from."""
+    before = children()
+    await scrubber.prepare(1)
+    [pid] = children() - before
+    return pid
+
+
+async def until(look: Callable[[], object]) -> None:
+    """Wait for something that the other processes are about to do."""
+    end = monotonic() + 20
+    while not look():
+        assert monotonic() < end
+        await asyncio.sleep(0.01)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
 
 
 def leaks(node: Node, device: str) -> bool:
@@ -106,19 +127,47 @@ def test_a_scrub_of_a_slice_leaves_its_neighbour_alone(node: Node, gpus: NvmlGpu
     assert (leaks(node, low.uuid), leaks(node, high.uuid)) == (True, False)
 
 
-def test_several_devices_are_scrubbed_at_a_time_by_children_that_were_ready(node: Node, gpus: NvmlGpus) -> None:
+def test_several_devices_are_scrubbed_at_a_time_by_children_of_the_process_that_was_ready(
+    node: Node, gpus: NvmlGpus
+) -> None:
     devices = [uuids(gpus)[0], *(one.uuid for one in halves(gpus))]
 
     async def story(scrubber: CudaScrubber) -> None:
-        before = children()
-        await scrubber.prepare(len(devices))
-        ready = children() - before
-        assert len(ready) == len(devices)
-        await asyncio.gather(*(scrubber.scrub(device) for device in devices))
-        assert not ready & children()
+        ready, before = await server(scrubber), children()
+        with node.fault("cuMemsetD32_v2", delay_ms=2_000, times=3) as writing:
+            scrubs = asyncio.gather(*(scrubber.scrub(device) for device in devices))
+            await until(lambda: writing.seen)
+            await until(lambda: len(children(ready)) == len(devices))
+            await scrubber.prepare(0)  # None is to come: those that run are not disturbed by that.
+            await scrubs
+        await until(lambda: children() == before - {ready})
 
     play(story)
     assert not any(leaks(node, device) for device in devices)
+
+
+def test_a_process_that_is_ready_serves_one_scrub_after_the_other(gpus: NvmlGpus) -> None:
+    device = uuids(gpus)[0]
+
+    async def story(scrubber: CudaScrubber) -> None:
+        await server(scrubber)
+        ready = children()
+        for _ in range(3):
+            await scrubber.scrub(device)
+            assert children() == ready
+
+    play(story)
+
+
+def test_a_process_that_was_not_ready_ends_with_its_last_scrub(gpus: NvmlGpus) -> None:
+    device = uuids(gpus)[0]
+
+    async def story(scrubber: CudaScrubber) -> None:
+        before = children()
+        await scrubber.scrub(device)
+        await until(lambda: children() == before)
+
+    play(story)
 
 
 @pytest.mark.parametrize(
@@ -148,10 +197,7 @@ def test_memory_that_does_not_hold_what_was_written_is_found_out(node: Node, gpu
     async def story(scrubber: CudaScrubber) -> None:
         with node.fault("cuMemcpyDtoH_v2", delay_ms=2_000, times=1) as reading:
             scrub = asyncio.ensure_future(scrubber.scrub(device))
-            until = monotonic() + 20
-            while not reading.seen:
-                assert monotonic() < until
-                await asyncio.sleep(0.01)
+            await until(lambda: reading.seen)
             node.plant(0, SECRET)  # While it waits to read what it wrote, something else comes to stand there.
             with pytest.raises(GpuError, match="is not what was written; retire the GPU"):
                 await scrub
@@ -159,18 +205,38 @@ def test_memory_that_does_not_hold_what_was_written_is_found_out(node: Node, gpu
     play(story)
 
 
-def test_a_context_that_hangs_is_killed_and_lets_the_device_go(node: Node, gpus: NvmlGpus) -> None:
+def test_a_context_that_hangs_is_killed_lets_the_device_go_and_holds_up_no_other(node: Node, gpus: NvmlGpus) -> None:
+    device, other = uuids(gpus)[0], halves(gpus)[1].uuid
+
+    async def story(scrubber: CudaScrubber) -> None:
+        ready = await server(scrubber)
+        with node.fault("cuMemsetD32_v2", gpu=0, delay_ms=120_000) as hanging:
+            hung = asyncio.ensure_future(scrubber.scrub(device))
+            await until(lambda: hanging.seen)
+            await scrubber.scrub(other)
+            assert not hung.done()
+            with pytest.raises(GpuError, match="did not end within 3 s and was killed; look for Xid events"):
+                await hung
+        assert await gpus.processes(device) == []
+        assert children(ready) == set()
+
+    play(story, seconds=3.0)
+    assert (leaks(node, device), leaks(node, other)) == (True, False)
+
+
+def test_a_scrub_that_nobody_waits_for_any_more_lets_the_device_go(node: Node, gpus: NvmlGpus) -> None:
     device = uuids(gpus)[0]
 
     async def story(scrubber: CudaScrubber) -> None:
-        with node.fault("cuMemsetD32_v2", delay_ms=120_000), pytest.raises(GpuError, match="did not end within"):
-            await scrubber.scrub(device)
-        until = monotonic() + 20
-        while await gpus.processes(device):
-            assert monotonic() < until
-            await asyncio.sleep(0.02)
+        with node.fault("cuMemsetD32_v2", delay_ms=120_000) as hanging:
+            scrub = asyncio.ensure_future(scrubber.scrub(device))
+            await until(lambda: hanging.seen)
+            scrub.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await scrub
+        assert await gpus.processes(device) == []
 
-    play(story, seconds=3.0)
+    play(story)
 
 
 def test_a_device_that_is_gone_is_a_sentence(gpus: NvmlGpus) -> None:
@@ -184,23 +250,125 @@ def test_a_device_that_is_gone_is_a_sentence(gpus: NvmlGpus) -> None:
     play(story)
 
 
-def test_a_child_that_dies_without_a_word_is_a_sentence(gpus: NvmlGpus) -> None:
-    device = uuids(gpus)[0]
+def test_a_child_that_is_killed_is_a_sentence_and_no_other_dies_of_it(node: Node, gpus: NvmlGpus) -> None:
+    device, other = uuids(gpus)[0], halves(gpus)[1].uuid
 
     async def story(scrubber: CudaScrubber) -> None:
-        before = children()
-        await scrubber.prepare(1)
-        [pid] = children() - before
-        child = psutil.Process(pid)
-        child.kill()
-        child.wait()
-        with pytest.raises(GpuError, match="ended without a report"):
+        ready = await server(scrubber)
+        with node.fault("cuMemsetD32_v2", delay_ms=2_000, times=2):
+            first = asyncio.ensure_future(scrubber.scrub(device))
+            await until(lambda: children(ready))
+            [child] = children(ready)
+            second = asyncio.ensure_future(scrubber.scrub(other))
+            await until(lambda: len(children(ready)) == 2)
+            kill(child)
+            with pytest.raises(GpuError, match=f"{device} ended without a report: signal SIGKILL"):
+                await first
+            await second
+
+    play(story)
+    assert not leaks(node, other)
+
+
+def test_a_child_that_breaks_down_is_a_sentence_with_its_last_words(
+    gpus: NvmlGpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device = uuids(gpus)[0]
+    (tmp_path / "libcuda.so.1").write_text("no library")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+
+    async def story(scrubber: CudaScrubber) -> None:
+        with pytest.raises(GpuError, match=r"ended without a report: exit code 1: \S*Error: .*cuda"):
             await scrubber.scrub(device)
 
     play(story)
 
 
-def test_children_that_are_let_go_while_a_scrub_takes_one_disturb_nobody(node: Node, gpus: NvmlGpus) -> None:
+def test_when_the_process_of_the_scrubs_is_killed_they_fail_and_the_next_has_a_new_one(
+    node: Node, gpus: NvmlGpus
+) -> None:
+    device, other = uuids(gpus)[0], halves(gpus)[1].uuid
+
+    async def story(scrubber: CudaScrubber) -> None:
+        ready = await server(scrubber)
+        with node.fault("cuMemsetD32_v2", delay_ms=120_000):
+            scrubs = [asyncio.ensure_future(scrubber.scrub(one)) for one in (device, other)]
+            await until(lambda: len(children(ready)) == 2)
+            orphans = children(ready)
+            kill(ready)
+            for one, scrub in zip((device, other), scrubs, strict=True):
+                why = "the process that scrubs has ended: signal SIGKILL"
+                with pytest.raises(GpuError, match=f"the scrub of {one} ended without a report: {why}"):
+                    await scrub
+            await until(lambda: not any(map(is_alive, orphans)))  # Else they would hold the devices.
+        await scrubber.scrub(device)
+
+    play(story)
+    assert not leaks(node, device)
+
+
+def test_a_process_of_the_scrubs_that_died_while_it_was_idle_is_replaced(gpus: NvmlGpus) -> None:
+    device = uuids(gpus)[0]
+
+    async def story(scrubber: CudaScrubber) -> None:
+        kill(await server(scrubber))
+        before = children()
+        while not children() - before:
+            await scrubber.prepare(1)
+            await asyncio.sleep(0.01)
+        await scrubber.scrub(device)
+
+    play(story)
+
+
+def test_a_process_of_the_scrubs_that_hangs_is_replaced(gpus: NvmlGpus) -> None:
+    device = uuids(gpus)[0]
+
+    async def story(scrubber: CudaScrubber) -> None:
+        ready = await server(scrubber)
+        os.kill(ready, signal.SIGSTOP)
+        with pytest.raises(GpuError, match="did not end within 3 s"):
+            await scrubber.scrub(device)
+        await until(lambda: ready not in children())
+        await scrubber.scrub(device)
+
+    play(story, seconds=3.0)
+
+
+AGENT = """
+import asyncio, sys
+from gpu_tenancy.agent.scrub import CudaScrubber
+asyncio.run(CudaScrubber(600.0).scrub(sys.argv[1]))
+"""
+
+
+def test_nothing_is_left_when_the_agent_is_killed(node: Node, gpus: NvmlGpus) -> None:
+    device = uuids(gpus)[0]
+
+    async def story(_: CudaScrubber) -> None:
+        with node.fault("cuMemsetD32_v2", delay_ms=120_000) as hanging:
+            agent = await asyncio.create_subprocess_exec(sys.executable, "-c", AGENT, device)
+            try:
+                await until(lambda: hanging.seen)
+                theirs = {child.pid for child in psutil.Process(agent.pid).children(recursive=True)}
+                assert len(theirs) == 2
+            finally:
+                agent.kill()
+                await agent.wait()
+            await until(lambda: not any(map(is_alive, theirs)))
+
+    play(story)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and no zombie, which whoever takes in orphans may be slow to reap."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_process_that_is_let_go_while_a_scrub_takes_it_disturbs_nobody(node: Node, gpus: NvmlGpus) -> None:
     device = uuids(gpus)[0]
 
     async def story(scrubber: CudaScrubber) -> None:

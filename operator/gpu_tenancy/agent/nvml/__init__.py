@@ -50,12 +50,11 @@ from gpu_tenancy.agent.nvml.calls import (
     multiprocessors_of,
     placements_of,
     profile_name,
-    profile_of,
-    profiles_of,
     sentences,
     uuid_of,
 )
 from gpu_tenancy.agent.nvml.events import Watch
+from gpu_tenancy.agent.nvml.profiles import Profiles
 from gpu_tenancy.api.node import GpuMode
 
 T = TypeVar("T")
@@ -123,6 +122,7 @@ class NvmlGpus:
         self._owners: dict[str, str] = {}
         self._halved: set[tuple[str, int, str]] = set()
         self._watches: dict[str, Watch] = {}
+        self._profiles = Profiles()
 
     @classmethod
     def open(cls, boot_id: Path = BOOT_ID, root: Path = Path("/"), nvidia_smi: str = "nvidia-smi") -> NvmlGpus:
@@ -216,12 +216,22 @@ class NvmlGpus:
 
     async def set_mode(self, gpu: str, mode: GpuMode) -> bool:
         """Ask for the mode and read both modes back: the call says that all is well where a mode stays pending."""
-        return await self._in_thread(gpu, lambda: _set_mode(gpu, mode))
+        return await self._in_thread(gpu, lambda: self._set_mode(gpu, mode))
 
     async def reset(self, gpu: str) -> None:
         """NVML resets no GPU: nvidia-smi does, and only while nobody has NVML open, this process included."""
         async with self._alone(gpu):
             await asyncio.to_thread(self._reset, gpu)
+
+    def _set_mode(self, gpu: str, mode: GpuMode) -> bool:
+        wanted = int(mode is GpuMode.MIG)
+        self._profiles.forget(gpu)
+        with sentences(f"mode {mode} of GPU {gpu}"):
+            pynvml.nvmlDeviceSetMigMode(gpu_handle(gpu), wanted)
+            current, pending = pynvml.nvmlDeviceGetMigMode(gpu_handle(gpu))  # A change of mode makes handles void.
+            if pending != wanted:
+                raise GpuError(f"GPU {gpu} does not take mode {mode}; its driver may run in a virtual machine")
+            return bool(current == wanted)
 
     def _reset(self, gpu: str) -> None:
         with sentences(f"GPU {gpu}"), suppress(pynvml.NVMLError_NotSupported):
@@ -235,6 +245,7 @@ class NvmlGpus:
             _open_again()
             self._halved = {one for one in self._halved if one[0] != gpu}
             self._known = {}  # By index, and indices may be others now.
+            self._profiles.forget_all()
             self._watch(watched)
 
     def _run_reset(self, gpu: str) -> None:
@@ -360,31 +371,37 @@ class NvmlGpus:
         with sentences(f"GPU {gpu}"):
             device = gpu_handle(gpu)
             if mode_of(device) is not GpuMode.MIG:
+                self._profiles.forget(gpu)
                 return []
+            minor = pynvml.nvmlDeviceGetMinorNumber(device)
             found = [
-                self._instance(gpu, device, info, instance)
-                for info in profiles_of(device)
+                self._instance(gpu, minor, info, instance)
+                for info in self._profiles.of_gpu(gpu, device)
                 for instance in gpu_instances_of(device, info)
             ]
             return sorted(found, key=lambda one: one.start)
 
-    def _instance(self, gpu: str, device: Any, info: Any, handle: Any) -> Instance:  # noqa: ANN401  (pynvml is untyped)
+    def _instance(self, gpu: str, minor: int, info: Any, handle: Any) -> Instance:  # noqa: ANN401  (pynvml is untyped)
         at = pynvml.nvmlGpuInstanceGetInfo(handle)
-        compute, _ = compute_instance_of(handle, info.sliceCount)
+        compute, _ = self._compute_instance(gpu, info, handle)
         made = pynvml.nvmlComputeInstanceGetInfo(compute) if compute is not None else None
-        minor = pynvml.nvmlDeviceGetMinorNumber(device)
         return Instance(
             gpu=gpu,
             profile=profile_name(info),
             start=at.placement.start,
             size=at.placement.size,
-            uuid=uuid_of(compute) if made else "",
+            uuid=pynvml.nvmlDeviceGetUUID(made.device) if made else "",
             gpu_instance=at.id,
             compute_instance=made.id if made else None,
             memory_mib=info.memorySizeMB,
             multiprocessors=info.multiprocessorCount,
             nodes=self._instance_nodes(minor, at.id, made.id) if made else (),
         )
+
+    def _compute_instance(self, gpu: str, info: Any, handle: Any) -> tuple[Any | None, bool]:  # noqa: ANN401
+        """Of a GPU instance of that profile, as `compute_instance_of`."""
+        profile_of = partial(self._profiles.of_compute_instance, gpu, info, handle)
+        return compute_instance_of(handle, info.sliceCount, profile_of)
 
     def _instance_nodes(self, minor: int, gpu_instance: int, compute_instance: int) -> tuple[str, ...]:
         """The GPU's node, and the capabilities of the GPU instance and of the compute instance."""
@@ -422,21 +439,21 @@ class NvmlGpus:
             device = gpu_handle(gpu)
             if mode_of(device) is not GpuMode.MIG:
                 raise GpuError(f"GPU {gpu} is not in MIG mode; instances exist in MIG mode only")
-            info = next((one for one in profiles_of(device) if profile_name(one) == profile), None)
+            profiles = self._profiles.of_gpu(gpu, device)
+            info = next((one for one in profiles if profile_name(one) == profile), None)
             place = next((one for one in placements_of(device, info) if one.start == start), None) if info else None
             if info is None or place is None:
                 raise GpuError(f"GPU {gpu} has no placement {profile} at memory slice {start}; ask for a legal one")
             made = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement(device, info.id, byref(place))
             try:
-                number = COMPUTE_PROFILES[info.sliceCount]
-                shape = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(made, number, 0)
+                shape = self._profiles.of_compute_instance(gpu, info, made, COMPUTE_PROFILES[info.sliceCount])
                 pynvml.nvmlGpuInstanceCreateComputeInstance(made, shape.id)
             except pynvml.NVMLError:
                 # Without a compute instance it would hold its slices and be of no use to anybody.
                 with suppress(pynvml.NVMLError):  # Why it failed is what counts; the orphan is found later.
                     pynvml.nvmlGpuInstanceDestroy(made)
                 raise
-            return self._instance(gpu, device, info, made)
+            return self._instance(gpu, pynvml.nvmlDeviceGetMinorNumber(device), info, made)
 
     def _destroy(self, instance: Instance) -> None:
         where = f"MIG instance {instance.profile} at memory slice {instance.start} of GPU {instance.gpu}"
@@ -446,10 +463,11 @@ class NvmlGpus:
                 handle = pynvml.nvmlDeviceGetGpuInstanceById(device, instance.gpu_instance)
             except (pynvml.NVMLError_NotFound, pynvml.NVMLError_NotSupported):
                 return
-            if not self._is_at(device, handle, instance):
+            info = self._profiles.of_instance(instance.gpu, device, handle)
+            if not _is_at(handle, info, instance):
                 return  # Another one has got the id of the one that is gone.
             halved = (instance.gpu, instance.gpu_instance, instance.uuid)
-            compute, whole = compute_instance_of(handle, profile_of(device, handle).sliceCount)
+            compute, whole = self._compute_instance(instance.gpu, info, handle)
             if compute is None and instance.uuid and halved not in self._halved:
                 return  # An orphan that somebody else is about to fill.
             if compute is not None:
@@ -461,11 +479,6 @@ class NvmlGpus:
                 self._halved.add(halved)
             pynvml.nvmlGpuInstanceDestroy(handle)
             self._halved.discard(halved)
-
-    def _is_at(self, device: Any, handle: Any, instance: Instance) -> bool:  # noqa: ANN401
-        """Whether a GPU instance has the profile and the place of an instance; an id alone is given anew."""
-        start: int = pynvml.nvmlGpuInstanceGetInfo(handle).placement.start
-        return (profile_name(profile_of(device, handle)), start) == (instance.profile, instance.start)
 
     # ----------------------------------------------------------------------------------------------------- processes
 
@@ -514,14 +527,10 @@ def _open_again() -> None:
         pynvml.nvmlInit()
 
 
-def _set_mode(gpu: str, mode: GpuMode) -> bool:
-    wanted = int(mode is GpuMode.MIG)
-    with sentences(f"mode {mode} of GPU {gpu}"):
-        pynvml.nvmlDeviceSetMigMode(gpu_handle(gpu), wanted)
-        current, pending = pynvml.nvmlDeviceGetMigMode(gpu_handle(gpu))  # A change of mode makes handles void.
-        if pending != wanted:
-            raise GpuError(f"GPU {gpu} does not take mode {mode}; its driver may run in a virtual machine")
-        return bool(current == wanted)
+def _is_at(handle: Any, info: Any, instance: Instance) -> bool:  # noqa: ANN401
+    """Whether a GPU instance has the profile and the place of an instance; an id alone is given anew."""
+    start: int = pynvml.nvmlGpuInstanceGetInfo(handle).placement.start
+    return (profile_name(info), start) == (instance.profile, instance.start)
 
 
 def model_name(name: str) -> str:

@@ -90,15 +90,6 @@ def profile_name(info: Any) -> str:  # noqa: ANN401
     return name.removeprefix("MIG ")
 
 
-def profile_of(device: Any, instance: Any) -> Any:  # noqa: ANN401
-    """Profile of a GPU instance."""
-    number = pynvml.nvmlGpuInstanceGetInfo(instance).profileId
-    found = next((one for one in profiles_of(device) if one.id == number), None)
-    if found is None:
-        raise GpuError(f"a GPU instance has profile {number}, which its GPU does not list; update NVIDIA's driver")
-    return found
-
-
 def placements_of(device: Any, info: Any) -> Sequence[Any]:  # noqa: ANN401
     """All legal placements of a profile, not the free ones."""
     count = c_uint()
@@ -121,25 +112,25 @@ def uuid_of(compute: Any) -> str:  # noqa: ANN401
     return uuid
 
 
-def compute_instance_of(instance: Any, slices: int) -> tuple[Any | None, bool]:  # noqa: ANN401
+def compute_instance_of(instance: Any, slices: int, profile_of: Callable[[int], Any]) -> tuple[Any | None, bool]:  # noqa: ANN401
     """The compute instance that has all of a GPU instance, or else the first of those that share it, and which it is.
 
-    The project makes none that share; somebody else's are told of, so that their processes are seen.
+    The project makes none that share; somebody else's are told of, so that their processes are seen. `profile_of`:
+    gives the profile NVML_COMPUTE_INSTANCE_PROFILE_* of a number.
     """
     full = COMPUTE_PROFILES[slices]
-    found = compute_instances_of(instance, full)
+    found = compute_instances_of(instance, profile_of(full))
     if found:
         return found[0], True
     for number in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
         with suppress(pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument):
-            if number != full and (found := compute_instances_of(instance, number)):
+            if number != full and (found := compute_instances_of(instance, profile_of(number))):
                 return found[0], False
     return None, False
 
 
-def compute_instances_of(instance: Any, number: int) -> Sequence[Any]:  # noqa: ANN401
-    """Compute instances of one NVML_COMPUTE_INSTANCE_PROFILE_*."""
-    info = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(instance, number, 0)
+def compute_instances_of(instance: Any, info: Any) -> Sequence[Any]:  # noqa: ANN401
+    """Compute instances of one profile."""
     found, count = (pynvml.c_nvmlComputeInstance_t * info.instanceCount)(), c_uint()
     pynvml.nvmlGpuInstanceGetComputeInstances(instance, info.id, found, byref(count))
     return tuple(found[: count.value])

@@ -22,7 +22,7 @@ class Profiles:
 
     def __init__(self) -> None:
         self._profiles: dict[str, Sequence[Any]] = {}
-        self._shapes: dict[tuple[str, int, int], Any] = {}
+        self._shapes: dict[str, dict[tuple[int, int], Any]] = {}
 
     def of_gpu(self, gpu: str, device: Any) -> Sequence[Any]:  # noqa: ANN401  (pynvml is untyped)
         """GPU instance profiles of the GPU with this UUID and this handle."""
@@ -42,16 +42,17 @@ class Profiles:
 
     def of_compute_instance(self, gpu: str, profile: Any, instance: Any, number: int) -> Any:  # noqa: ANN401
         """The profile NVML_COMPUTE_INSTANCE_PROFILE_* of that number, in a GPU instance of that profile."""
-        key = (gpu, profile.id, number)
-        if key not in self._shapes:
-            self._shapes[key] = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(instance, number, 0)
-        return self._shapes[key]
+        shapes, key = self._shapes.setdefault(gpu, {}), (profile.id, number)
+        if key not in shapes:
+            shapes[key] = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(instance, number, 0)
+        return shapes[key]
 
     def forget(self, gpu: str) -> None:
         """The GPU may have others from now on."""
         self._profiles.pop(gpu, None)
-        self._shapes = {key: shape for key, shape in self._shapes.items() if key[0] != gpu}
+        self._shapes.pop(gpu, None)
 
     def forget_all(self) -> None:
         """The driver begins anew."""
-        self._profiles, self._shapes = {}, {}
+        self._profiles.clear()
+        self._shapes.clear()
