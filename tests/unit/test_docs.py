@@ -30,6 +30,7 @@ from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpusSpec, PodReso
 from gpu_tenancy.api.node import HandOver, HandOverStep, HandOverStepType, NodeReason
 from gpu_tenancy.api.pool import PoolReason
 from gpu_tenancy.api.pricebook import BookReason
+from gpu_tenancy.api.tenant import TenantReason
 from gpu_tenancy.api.usage import UsageRecord
 from gpu_tenancy.configuration import ENVIRONMENT_PREFIX
 from gpu_tenancy.controller.metrics import Metrics
@@ -170,7 +171,7 @@ def test_every_manifest_of_our_kinds_can_be_read_by_its_model() -> None:
             MODELS[body["kind"]].model_validate({key: body[key] for key in body.keys() & {"spec", "status"}})
         except ValidationError as error:
             pytest.fail(f"{block.page}: {body['kind']} {body['metadata']['name']}: {error}")
-    assert seen >= {"GpuLease", "MiningPool", "PriceBook", "UsageRecord"}
+    assert seen >= {"GpuLease", "GpuTenant", "MiningPool", "PriceBook", "UsageRecord"}
 
 
 def test_the_pods_of_a_page_ask_for_the_claim_template_of_its_lease() -> None:
@@ -197,6 +198,7 @@ REASONS: Final[Mapping[str, type[StrEnum]]] = {
     "Reasons of a GpuLease": Reason,
     "Reasons of a MiningPool": PoolReason,
     "Reasons of a PriceBook": BookReason,
+    "Reasons of a GpuTenant": TenantReason,
     "Reasons of a GpuNode": NodeReason,
 }
 

@@ -16,11 +16,11 @@ import yaml
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from gpu_tenancy.api import lease, node, pool, pricebook, usage
+from gpu_tenancy.api import lease, node, pool, pricebook, tenant, usage
 from gpu_tenancy.api.kinds import Column, Kind
 from gpu_tenancy.api.names import CATEGORY, DEVICE_CLASS, DRIVER, GROUP, VERSION
 
-KINDS: Final = (lease.KIND, pool.KIND, node.KIND, pricebook.KIND, usage.KIND)
+KINDS: Final = (lease.KIND, pool.KIND, node.KIND, pricebook.KIND, tenant.KIND, usage.KIND)
 """Every kind of the group."""
 
 Schema = dict[str, Any]

@@ -71,6 +71,9 @@ class Reason(StrEnum):
     FRAGMENTED = "Fragmented"
     SUSPENDED = "Suspended"
     CHECKING_TEMPLATE = "CheckingTemplate"
+    OVER_QUOTA = "OverQuota"
+    QUOTA_TOO_SMALL = "QuotaTooSmall"
+    TERM_TOO_LONG = "TermTooLong"
     IMPOSSIBLE = "Impossible"
     NO_RATE = "NoRate"
     INVALID_TEMPLATE = "InvalidTemplate"
@@ -101,8 +104,8 @@ class Reason(StrEnum):
     UP_TO_DATE = "UpToDate"
 
 
-QUEUED: Final = (Reason.QUEUED, Reason.FRAGMENTED)
-"""Reasons for which a lease waits for room, with a position."""
+QUEUED: Final = (Reason.QUEUED, Reason.FRAGMENTED, Reason.OVER_QUOTA)
+"""Reasons for which a lease waits for room, or for its tenant's other leases to end, with a position."""
 ENDS: Final = (Reason.EXPIRED, Reason.COMPLETED, Reason.FAILED, Reason.DELETED)
 """Reasons for which a lease is over."""
 

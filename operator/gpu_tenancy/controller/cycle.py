@@ -18,6 +18,7 @@ from typing import Final
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
 from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookStatus
+from gpu_tenancy.api.tenant import GpuTenantStatus, Quota
 from gpu_tenancy.controller.events import platform_transitions, transitions
 from gpu_tenancy.controller.execute import Execute
 from gpu_tenancy.controller.gather import Gather
@@ -30,7 +31,7 @@ from gpu_tenancy.controller.views import Views
 from gpu_tenancy.core import planner, platform_status
 from gpu_tenancy.core.actions import Admit, Plan
 from gpu_tenancy.core.pricing import pricing
-from gpu_tenancy.core.snapshot import Failure, Key, LeaseFacts, NodeFacts, Snapshot
+from gpu_tenancy.core.snapshot import Failure, Key, LeaseFacts, NodeFacts, Snapshot, TenantDefaults
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import Conflict, KubeError, NotFound
@@ -55,7 +56,7 @@ BROKEN_CYCLES: Final = 3
 LONGEST_UNLISTED: Final = 180.0
 """Seconds without a listing of everything, or three of its periods, after which what is known may be long out of
 date."""
-PlatformStatus = MiningPoolStatus | PriceBookStatus
+PlatformStatus = MiningPoolStatus | PriceBookStatus | GpuTenantStatus
 LEFT_ALONE: Final = "It is left as it is, and so is what depends on it, until it can be read."
 
 
@@ -78,7 +79,7 @@ class Cycle:
         self._settings = settings
         self._metrics = metrics
         self._now = now
-        self._gather = Gather(self.views, settings.drain_grace_seconds)
+        self._gather = Gather(self.views, settings.drain_grace_seconds, _defaults(settings))
         self._vetting = Vetting(client)
         self._asking: set[asyncio.Task[None]] = set()
         self._execute = Execute(client, self.views.store, settings, self.events.post, self._live)
@@ -300,9 +301,13 @@ class Cycle:
         for book in snapshot.books:
             new_book = platform_status.book_status(book, prices, now)
             writes.append(self._report_plain(resources.PRICE_BOOKS, Key("", book.name), book.status, new_book, outcome))
+        for tenant in plan.tenants:
+            status, name = platform_status.tenant_status(tenant, now), Key("", tenant.tenant.name)
+            writes.append(self._report_plain(resources.GPU_TENANTS, name, tenant.tenant.status, status, outcome))
         writes += [self._mark(node, outcome, now) for node in snapshot.nodes]
         await asyncio.gather(*writes)
         self._statuses.keep(statuses)
+        self._metrics.show_tenants(plan.tenants)
         self._metrics.show_leases(Counter(_state(one) for one in statuses.values()))
 
     async def _report_lease(self, lease: LeaseFacts, new: GpuLeaseStatus, outcome: Outcome, now: datetime) -> None:
@@ -366,6 +371,15 @@ class Cycle:
                 self.dirty.set()  # running costs are due now and then though nothing happens
             except KubeError as error:
                 _log.warning("Listing anew failed: %s; it is tried again.", error)
+
+
+def _defaults(settings: Settings) -> TenantDefaults:
+    quota = Quota(
+        gpus=settings.default_quota_gpus,
+        memory_slices=settings.default_quota_memory_slices,
+        compute_slices=settings.default_quota_compute_slices,
+    )
+    return TenantDefaults(quota, settings.default_max_term, timedelta(hours=settings.usage_half_life_hours))
 
 
 def _state(one: GpuLeaseStatus) -> str:

@@ -293,3 +293,13 @@ class Namespace(Wire, frozen=True):
 
     metadata: LeanMeta
     status: NamespaceStatus = NamespaceStatus()
+
+
+class ClosedSegment(Wire, frozen=True):
+    """spec of a UsageRecord whose segment is over."""
+
+    lease_namespace: str
+    profile: str
+    devices: tuple[Any, ...]
+    billable_from: datetime
+    billable_to: datetime

@@ -10,12 +10,13 @@ from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
 from gpu_tenancy.api.node import NodeCondition, NodeConditionType
 from gpu_tenancy.api.pool import PoolCondition, PoolConditionType
 from gpu_tenancy.api.pricebook import BookCondition, BookConditionType
+from gpu_tenancy.api.tenant import TenantCondition
 from gpu_tenancy.kube.events import Note
 
 WARNINGS: Final = frozenset({
-    Reason.IMPOSSIBLE, Reason.NO_RATE, Reason.INVALID_TEMPLATE, Reason.INVALID_SPEC, Reason.NAME_TAKEN,
-    Reason.EXTENSION_REFUSED, Reason.API_REJECTED, Reason.UNPRICED, Reason.NODE_LOST, Reason.NOTICE_GIVEN,
-    Reason.FAILED, Reason.UNREADABLE,
+    Reason.IMPOSSIBLE, Reason.QUOTA_TOO_SMALL, Reason.TERM_TOO_LONG, Reason.NO_RATE, Reason.INVALID_TEMPLATE,
+    Reason.INVALID_SPEC, Reason.NAME_TAKEN, Reason.EXTENSION_REFUSED, Reason.API_REJECTED, Reason.UNPRICED,
+    Reason.NODE_LOST, Reason.NOTICE_GIVEN, Reason.FAILED, Reason.UNREADABLE,
 })  # fmt: skip
 PLATFORM_NEWS: Final = {
     BookConditionType.IN_EFFECT: "Normal",
@@ -41,16 +42,23 @@ def transitions(old: GpuLeaseStatus, new: GpuLeaseStatus) -> Iterable[Note]:
         yield Note(kind, str(new.ended.reason), new.ended.message)
 
 
-def platform_transitions(
-    old: Iterable[PoolCondition | BookCondition | NodeCondition],
-    new: Iterable[PoolCondition | BookCondition | NodeCondition],
-) -> Iterable[Note]:
-    """What of the change of a pool, a book or a node is news to those who own it."""
-    held = {condition.type for condition in old if condition.status is ConditionStatus.TRUE}
+PlatformCondition = PoolCondition | BookCondition | TenantCondition | NodeCondition
+
+
+def platform_transitions(old: Iterable[PlatformCondition], new: Iterable[PlatformCondition]) -> Iterable[Note]:
+    """What of the change of a pool, a book, a tenant or a node is news to those who own it."""
+    told = {(condition.type, condition.reason) for condition in old if _platform_news(condition)}
     for condition in new:
-        kind = PLATFORM_NEWS.get(condition.type)
-        if kind and condition.status is ConditionStatus.TRUE and condition.type not in held:
+        kind = _platform_news(condition)
+        if kind and (condition.type, condition.reason) not in told:
             yield Note(kind, str(condition.reason), condition.message)
+
+
+def _platform_news(condition: PlatformCondition) -> str | None:
+    """Type of the Event that a condition is worth, as it is; None: it is worth none."""
+    if isinstance(condition, TenantCondition):  # served as its spec says is how a tenant is; anything else is news
+        return "Warning" if condition.status is ConditionStatus.FALSE else None
+    return PLATFORM_NEWS.get(condition.type) if condition.status is ConditionStatus.TRUE else None
 
 
 def _is_news(kind: ConditionType, status: ConditionStatus, reason: Reason) -> bool:

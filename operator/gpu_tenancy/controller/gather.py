@@ -2,8 +2,8 @@
 
 An object that cannot be read becomes a fact with the reason; it never stops the others, and it never counts as empty.
 What people wrote is `invalid`: they can correct it. What the operator and the agents wrote is `unreadable`: a newer
-version of them did, and everything that may depend on it stays as it is. The statuses of pools and books are derived
-anew each time and remember nothing: one that cannot be read is replaced.
+version of them did, and everything that may depend on it stays as it is. The statuses of pools, books and tenants are
+derived anew each time and remember nothing: one that cannot be read is replaced.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from gpu_tenancy.api.lease import GpusSpec as _Gpus
 from gpu_tenancy.api.node import GpuNodeSpec, GpuNodeStatus, Slot
 from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
+from gpu_tenancy.api.tenant import GpuTenantSpec, GpuTenantStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.controller import digests
 from gpu_tenancy.controller.facts import claim_facts, claim_of, job_facts, left_claim, miner_facts
+from gpu_tenancy.controller.history import History
 from gpu_tenancy.controller.views import Views, is_miners, is_owned
 from gpu_tenancy.core import amounts, podspec
 from gpu_tenancy.core.amounts import Amount
@@ -46,6 +48,8 @@ from gpu_tenancy.core.snapshot import (
     RecordFacts,
     Snapshot,
     TemplateFacts,
+    TenantDefaults,
+    TenantFacts,
 )
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import Object
@@ -58,6 +62,7 @@ T = TypeVar("T")
 UNREADABLE = GpuLeaseSpec(gpus=_Gpus(profile="full"))
 """Stands in for the spec of a lease that cannot be read; never planned with."""
 KEEPS_AWAY = frozenset({"NoSchedule", "NoExecute"})
+DEFAULTS: Final = TenantDefaults()
 NAMED: Final = 3
 """Errors of an object that its sentence names; of more it gives the number."""
 
@@ -108,9 +113,11 @@ class Memo:
 class Gather:
     """Takes snapshots of the views."""
 
-    def __init__(self, views: Views, drain_grace_seconds: int) -> None:
+    def __init__(self, views: Views, drain_grace_seconds: int, defaults: TenantDefaults = DEFAULTS) -> None:
         """`drain_grace_seconds`: longest grace of a tenant's pods after the end of their lease."""
         self._views = views
+        self._defaults = defaults
+        self._history = History(defaults.half_life)
         self._longest_grace = drain_grace_seconds
         self._memo = Memo()
         self._nodes_before: dict[str, NodeFacts] = {}
@@ -136,6 +143,9 @@ class Gather:
             orphans=tuple(record for left in records.values() for record in left),
             left_claims=self._left_claims(),
             failures={uid: failure for uid, failure in failures.items() if failure.retry_at > now},
+            tenants=tuple(self._tenant(body) for body in store.all(resources.GPU_TENANTS)),
+            tenant_defaults=self._defaults,
+            past_usage=self._history.usage(store.all(resources.USAGE_RECORDS), now),
         )
         self._memo.sweep()
         return snapshot
@@ -266,7 +276,7 @@ class Gather:
         ours = found is not None and found.metadata.labels.get(names.LABEL_HOLDER) == uid
         return found.metadata.uid if found is not None and ours else ""
 
-    # --- pools, books, miners
+    # --- pools, books, tenants, miners
 
     def _pool(self, body: Object) -> PoolFacts:
         metadata = body["metadata"]
@@ -294,6 +304,20 @@ class Gather:
             created=_time(metadata["creationTimestamp"]),
             spec=spec,
             status=status or PriceBookStatus(),
+            invalid=invalid,
+        )
+
+    def _tenant(self, body: Object) -> TenantFacts:
+        metadata = body["metadata"]
+        spec, invalid = self._parse(GpuTenantSpec, body, "spec")
+        status, _ = self._parse(GpuTenantStatus, body, "status")
+        return TenantFacts(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            generation=metadata.get("generation", 1),
+            created=_time(metadata["creationTimestamp"]),
+            spec=spec,
+            status=status or GpuTenantStatus(),
             invalid=invalid,
         )
 

@@ -6,12 +6,14 @@ No metric carries a lease's name: their number would grow without end.
 from __future__ import annotations
 
 from collections import Counter as Tally
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from gpu_tenancy.core.actions import Action, Plan
+from gpu_tenancy.core.actions import Action, Plan, TenantOutlook
+from gpu_tenancy.core.ledger import SECONDS_PER_HOUR
 from gpu_tenancy.core.slices import SliceState, open_bills, segments_of, slice_states
 from gpu_tenancy.core.snapshot import Snapshot
 from gpu_tenancy.kube.client import RequestInfo
@@ -66,6 +68,18 @@ class Metrics:
             ("state",),
             registry=self.registry,
         )
+        self.tenant_slices = Gauge(
+            "gpu_tenancy_tenant_slices",
+            "Slices that the leases of a GpuTenant hold, by resource: memory (8 per GPU) or compute (7).",
+            ("tenant", "resource"),
+            registry=self.registry,
+        )
+        self.tenant_share = Gauge(
+            "gpu_tenancy_tenant_share",
+            "Slice-hours that a GpuTenant has used, the past fading, divided by its weight.",
+            ("tenant",),
+            registry=self.registry,
+        )
         self._slices: Tally[SliceState] = Tally()
         self._slices_at: datetime | None = None
 
@@ -94,6 +108,17 @@ class Metrics:
         """Show how many objects of each kind that is never replaced cannot be read."""
         for kind in NEVER_REPLACED:
             self.unreadable.labels(kind).set(kinds[kind])
+
+    def show_tenants(self, tenants: Iterable[TenantOutlook]) -> None:
+        """Show what each GpuTenant holds, and what decides its place in the queue."""
+        self.tenant_slices.clear()
+        self.tenant_share.clear()
+        for one in tenants:
+            name, spec = one.tenant.name, one.tenant.spec
+            self.tenant_slices.labels(name, "memory").set(one.holds.memory_slices)
+            self.tenant_slices.labels(name, "compute").set(one.holds.compute_slices)
+            if spec is not None:
+                self.tenant_share.labels(name).set(one.used / SECONDS_PER_HOUR / spec.weight)
 
     def account(self, snapshot: Snapshot, now: datetime) -> None:
         """Credit the time since the last snapshot to the states the slices were in, and look at them anew."""

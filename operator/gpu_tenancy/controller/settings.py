@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from gpu_tenancy.api.base import Duration
 from gpu_tenancy.api.names import SYSTEM_NAMESPACE
 from gpu_tenancy.configuration import Configuration
 
@@ -31,3 +32,13 @@ class Settings(Configuration):
     """Concurrent requests to the API server."""
     events: bool = True
     """Write Kubernetes Events on transitions."""
+    usage_half_life_hours: int = Field(default=24, ge=1, le=8760)
+    """After so many hours what a tenant has used counts half in the order of the queue."""
+    default_quota_gpus: int | None = Field(default=None, ge=0)
+    """Whole GPUs that a namespace without a GpuTenant may hold at a time."""
+    default_quota_memory_slices: int | None = Field(default=None, ge=0)
+    """Memory slices of all devices that it may hold at a time; a whole GPU has 8."""
+    default_quota_compute_slices: int | None = Field(default=None, ge=0)
+    """Compute slices of all devices that it may hold at a time; a whole GPU has 7."""
+    default_max_term: Duration | None = None
+    """Longest term of its leases, e.g. 72h."""

@@ -13,7 +13,17 @@ from typing import NamedTuple
 from gpu_tenancy.api.lease import DeviceHandOver, Price, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
-from gpu_tenancy.core.snapshot import Key, LeaseFacts, LeftClaim, MinerFacts, PodRef, PoolFacts, RecordFacts
+from gpu_tenancy.core.snapshot import (
+    Key,
+    LeaseFacts,
+    LeftClaim,
+    MinerFacts,
+    PodRef,
+    PoolFacts,
+    RecordFacts,
+    TenantFacts,
+)
+from gpu_tenancy.core.tenancy import Conflict, Holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +217,19 @@ class PoolOutlook:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantOutlook:
+    """What the plan found out about one GpuTenant."""
+
+    tenant: TenantFacts
+    holds: Holding
+    """What its leases hold once the plan is carried out."""
+    used: float
+    """Decayed slice-seconds up to now."""
+    conflicts: tuple[Conflict, ...] = ()
+    """Namespaces that it names and others have."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The decision of one cycle."""
 
@@ -214,6 +237,7 @@ class Plan:
     """In execution order."""
     leases: tuple[Outlook, ...] = ()
     pools: tuple[PoolOutlook, ...] = ()
+    tenants: tuple[TenantOutlook, ...] = ()
     next_wake: datetime | None = None
     """Earliest instant at which the answer changes by itself."""
     refusals: Mapping[str, Refusal] = field(default_factory=dict)

@@ -13,11 +13,13 @@ from typing import Final
 from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.core import room
 from gpu_tenancy.core.actions import Refusal
-from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
+from gpu_tenancy.core.amounts import Amount, counted, cpu_milli, memory_bytes
 from gpu_tenancy.core.placement import Want, World
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.pricing import Pricing
+from gpu_tenancy.core.shares import Shares, asked
 from gpu_tenancy.core.snapshot import LeaseFacts
+from gpu_tenancy.core.terms import too_long
 from gpu_tenancy.mig.profiles import FULL, KNOWN_NAMES, of_model
 
 DEFAULT_NEEDS: Final = PodNeeds(Amount(1000, 2**30, 1))
@@ -30,6 +32,7 @@ class Context:
 
     world: World
     pricing: Pricing
+    shares: Shares
     full: dict[Want, str] = field(default_factory=dict)
     """What found no room, and what there is of it."""
     _wants: dict[Hashable, list[Want]] = field(default_factory=dict)
@@ -120,6 +123,20 @@ def known_profile(lease: LeaseFacts, _: Context) -> Refusal | None:
     return Refusal(Reason.IMPOSSIBLE, message, final=True)
 
 
+def max_term(lease: LeaseFacts, context: Context) -> Refusal | None:
+    """The tenant may lease for so long. Leases that were admitted before keep their term."""
+    tenant = context.shares.tenant(lease)
+    if tenant.longest is None or lease.status.admitted_at is not None:
+        return None
+    duration = lease.spec.term.duration
+    if not too_long(duration, tenant):
+        return None
+    has = f"this one has {duration}" if duration else "this one has no term.duration"
+    remedy = "Set a term.duration that is not longer, or ask the platform team."
+    message = f"Leases of {tenant.title} may run for {tenant.max_term} at most; {has}. {remedy}"
+    return Refusal(Reason.TERM_TOO_LONG, message, final=True)
+
+
 def template_accepted(lease: LeaseFacts, _: Context) -> Refusal | None:
     """The API server would accept the Job made from the template."""
     if lease.template is None or lease.template.verdict == "":
@@ -167,4 +184,35 @@ def possible(lease: LeaseFacts, context: Context) -> Refusal | None:
     return answers[0]
 
 
-ADMISSION: Final[tuple[Check, ...]] = (readable, known_profile, template_accepted, known_model, priced, possible)
+def quota(lease: LeaseFacts, context: Context) -> Refusal | None:
+    """The tenant may hold the lease's devices, alone and beside what it holds already."""
+    tenant = context.shares.tenant(lease)
+    if tenant.limits is None:
+        return None
+    needs, holds = asked(lease), context.shares.standing(tenant.title).holds
+    refusal = None
+    for most, needed, held, noun in zip(tenant.limits, needs, holds, COUNTED, strict=True):
+        if most is None or not needed or held + needed <= most:
+            continue
+        if needed > most:
+            may = f"{tenant.title} may hold {counted(most, noun)} at a time; this lease needs {needed}"
+            message = f"{may[0].upper()}{may[1:]}. Make it smaller, or ask the platform team for a larger quota."
+            return Refusal(Reason.QUOTA_TOO_SMALL, message, final=True)
+        has = f"{tenant.title} holds {held} of {counted(most, noun)}"
+        refusal = refusal or Refusal(Reason.OVER_QUOTA, f"{has}; this lease needs {needed}.")
+    return refusal
+
+
+COUNTED: Final = ("GPU", "memory slice", "compute slice")
+"""What quotas count."""
+
+ADMISSION: Final[tuple[Check, ...]] = (
+    readable,
+    known_profile,
+    max_term,
+    template_accepted,
+    known_model,
+    priced,
+    possible,
+    quota,
+)

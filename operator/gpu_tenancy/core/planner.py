@@ -14,17 +14,20 @@ from gpu_tenancy.api.base import Holder, HolderKind, parse_duration
 from gpu_tenancy.api.lease import QUEUED, Price, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.core import checks, room, writes
-from gpu_tenancy.core.actions import Action, Outlook, Plan, Refusal, Unbind
+from gpu_tenancy.core.actions import Action, Outlook, Plan, Refusal, TenantOutlook, Unbind
 from gpu_tenancy.core.amounts import NOTHING
 from gpu_tenancy.core.checks import Context
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.fragments import Survey
 from gpu_tenancy.core.mining import ranked, wanted_slots
+from gpu_tenancy.core.ordering import in_turn
 from gpu_tenancy.core.outlooks import outlook, refused
 from gpu_tenancy.core.placement import Seat, World
 from gpu_tenancy.core.pricing import Pricing, pricing
-from gpu_tenancy.core.snapshot import LeaseFacts, Snapshot
+from gpu_tenancy.core.shares import Shares
+from gpu_tenancy.core.snapshot import LeaseFacts, Snapshot, TenantFacts
 from gpu_tenancy.core.stock import NODE_LOSS, Stock, take_stock
+from gpu_tenancy.core.tenancy import Tenants, title_of
 
 SECOND = timedelta(seconds=1)
 
@@ -33,8 +36,10 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     """Decide everything that should be written now, and when to decide again."""
     miners = ranked(snapshot.pools)
     takes = {miner.holder.uid: miner.needs.amount for miner in miners}
-    context = Context(World(snapshot.nodes, now, takes), pricing(snapshot.books, now))
-    stocks = take_stock(snapshot, now)
+    tenants = Tenants(snapshot.tenants, snapshot.tenant_defaults)
+    stocks = take_stock(snapshot, tenants, now)
+    shares = Shares(tenants, snapshot, stocks, now)
+    context = Context(World(snapshot.nodes, now, takes), pricing(snapshot.books, now), shares)
     for stock in stocks:
         if stock.keeps:
             _hold(context.world, stock)
@@ -51,7 +56,13 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
         pools=writes.pool_outlooks(snapshot, mining),
         next_wake=_next_wake(snapshot, outlooks, context.pricing, now),
         refusals={one.lease.uid: one.refusal for one in outlooks if one.refusal},
+        tenants=tuple(_tenant(one, tenants, shares) for one in snapshot.tenants),
     )
+
+
+def _tenant(facts: TenantFacts, tenants: Tenants, shares: Shares) -> TenantOutlook:
+    standing = shares.standing(title_of(facts.name))
+    return TenantOutlook(facts, standing.holds, standing.used, tenants.conflicts.get(facts.name, ()))
 
 
 def _actions(
@@ -93,9 +104,11 @@ def _hold(world: World, stock: Stock) -> None:
 def _place_queue(
     stocks: Iterable[Stock], others: Sequence[Outlook], context: Context, snapshot: Snapshot, now: datetime
 ) -> list[Outlook]:
-    """Place what fits, in order; everything else gets a refusal, and a position if it only has to wait for room. Why
-    there is none is told of the cluster as it is once all are placed. `others`: of the leases that hold something."""
-    placed = [(stock, _place(stock, context, snapshot, now)) for stock in stocks]
+    """Place what fits, each in its turn; everything else gets a refusal, and a position if it only has to wait. Why
+    there is no room is told of the cluster as it is once all are placed. `others`: of leases that hold something."""
+    shares = context.shares
+    turns = in_turn(stocks, lambda stock: stock.lease, shares.tenant, shares.share)
+    placed = [(stock, _place(stock, context, snapshot, now)) for stock in turns]
     survey = Survey(context.world, [*others, *(one for _, one in placed if one is not None)])
     outlooks, position = [], 0
     for stock, one in placed:
@@ -118,6 +131,7 @@ def _place(stock: Stock, context: Context, snapshot: Snapshot, now: datetime) ->
     placed = context.world.place(context.wants(lease))
     if placed is None:
         return None
+    context.shares.take(lease)
     want = placed.want
     return _placed(stock, placed.seats, context.pricing.price(want.model, want.profile), now)
 

@@ -1,4 +1,4 @@
-"""Statuses of what the platform team and finance own: pools, price books, and what is said on a node. Pure.
+"""Statuses of what the platform team and finance own: pools, price books, tenants, what is said on a node. Pure.
 
 As in `core.status`: (facts, what the plan found out, now) -> status, and nothing else produces one.
 """
@@ -13,10 +13,21 @@ from gpu_tenancy.api.base import ConditionStatus, format_time
 from gpu_tenancy.api.node import NodeCondition, NodeConditionType, NodeReason
 from gpu_tenancy.api.pool import MiningPoolStatus, PoolCondition, PoolConditionType, PoolReason
 from gpu_tenancy.api.pricebook import BookCondition, BookConditionType, BookReason, PriceBookStatus
-from gpu_tenancy.core.actions import PoolOutlook
+from gpu_tenancy.api.tenant import (
+    DecayedUsage,
+    GpuTenantStatus,
+    Holds,
+    TenantCondition,
+    TenantConditionType,
+    TenantReason,
+)
+from gpu_tenancy.core.actions import PoolOutlook, TenantOutlook
+from gpu_tenancy.core.amounts import counted
+from gpu_tenancy.core.ledger import SECONDS_PER_HOUR
 from gpu_tenancy.core.pricing import Pricing
 from gpu_tenancy.core.snapshot import BookFacts, Failure, NodeFacts
-from gpu_tenancy.core.status import FALSE, TRUE, rendered, transition
+from gpu_tenancy.core.status import FALSE, REFRESH, TRUE, rendered, transition
+from gpu_tenancy.core.terms import floor_second
 
 
 def _held(holds: bool) -> ConditionStatus:
@@ -95,6 +106,37 @@ def _book_state(book: BookFacts, pricing: Pricing, now: datetime) -> tuple[BookR
     if current is None or book.spec.effective_from > now:
         return BookReason.NOT_YET, f"Takes effect at {format_time(book.spec.effective_from)}."
     return BookReason.SUPERSEDED, f"Superseded by {current.name}."
+
+
+def tenant_status(outlook: TenantOutlook, now: datetime) -> GpuTenantStatus:
+    """Status of a GpuTenant. What it has used is brought up to date with any other change, else now and then."""
+    tenant, old = outlook.tenant, outlook.tenant.status
+    reason, message = _tenant_state(outlook)
+    verdict = (TenantConditionType.READY, _held(reason is TenantReason.SERVING), reason, message)
+    gpus, memory, compute = outlook.holds
+    new = GpuTenantStatus(
+        observed_generation=tenant.generation,
+        conditions=rendered(TenantCondition, old.conditions, [verdict], tenant.generation, now),
+        holds=Holds(gpus=gpus, memory_slices=memory, compute_slices=compute),
+        share=old.share,
+    )
+    lasts = old.share is not None and now - old.share.as_of < REFRESH
+    slice_hours = f"{outlook.used / SECONDS_PER_HOUR:.2f}"
+    if (new == old and lasts) or (old.share is not None and old.share.slice_hours == slice_hours):
+        return new
+    return new.model_copy(update={"share": DecayedUsage(slice_hours=slice_hours, as_of=floor_second(now))})
+
+
+def _tenant_state(outlook: TenantOutlook) -> tuple[TenantReason, str]:
+    spec = outlook.tenant.spec
+    if spec is None:
+        rest = "Until it can be read, its namespaces are tenants of their own with the default limits."
+        return TenantReason.INVALID_SPEC, f"{outlook.tenant.invalid}. {rest}"
+    if not outlook.conflicts:
+        return TenantReason.SERVING, f"Serves {counted(len(spec.namespaces), 'namespace')}."
+    taken = "; ".join(f"{', '.join(one.namespaces)} to tenant {one.owner}" for one in outlook.conflicts)
+    remedy = "Of two that claim a namespace the older one has it: take each namespace out of one of them."
+    return TenantReason.CONFLICT, f"Namespaces that belong to others: {taken}. {remedy}"
 
 
 def node_conditions(node: NodeFacts, now: datetime) -> tuple[NodeCondition, ...]:

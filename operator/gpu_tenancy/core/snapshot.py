@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, wraps
-from typing import NamedTuple, TypeVar, TypeVarTuple, cast
+from typing import Final, NamedTuple, TypeVar, TypeVarTuple, cast
 
 from gpu_tenancy.api.base import HolderKind, format_time
 from gpu_tenancy.api.lease import GpuLeaseSpec, GpuLeaseStatus
 from gpu_tenancy.api.node import Gpu, NodeCondition, ObservedSlot, Slot
 from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
+from gpu_tenancy.api.tenant import GpuTenantSpec, GpuTenantStatus, Quota
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core.amounts import NOTHING, Amount
 from gpu_tenancy.core.podspec import PodNeeds, Taint
@@ -266,6 +267,8 @@ class MinerFacts:
     """The pod has stopped for good (evicted, failed) and must be replaced."""
     deleting: bool = False
     """Pod or claim is already going."""
+    bereft: bool = False
+    """Its claim is going and its pod is not: somebody deleted the one alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +315,46 @@ class BookFacts:
     invalid: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class TenantFacts:
+    """A GpuTenant."""
+
+    name: str
+    uid: str
+    generation: int
+    created: datetime
+    spec: GpuTenantSpec | None
+    status: GpuTenantStatus
+    invalid: str = ""
+
+
+UNLIMITED: Final = Quota()
+
+
+@dataclass(frozen=True, slots=True)
+class TenantDefaults:
+    """What the operator's settings say of tenants."""
+
+    quota: Quota = UNLIMITED
+    """Of a namespace that no GpuTenant claims."""
+    max_term: str | None = None
+    """Of a namespace that no GpuTenant claims."""
+    half_life: timedelta = timedelta(hours=24)
+    """After so long what was used counts half."""
+
+
+class PastUsage(NamedTuple):
+    """What the closed segments of each namespace's leases come to."""
+
+    at: datetime
+    """The instant that the sums are reckoned to."""
+    slice_seconds: Mapping[str, float]
+    """Decayed billed seconds × memory slices, by namespace of the lease."""
+
+
+NO_PAST: Final = PastUsage(datetime(2000, 1, 1, tzinfo=UTC), {})
+
+
 class Failure(NamedTuple):
     """An action that the API server refused for good; it is tried again at `retry_at` or when the object changes."""
 
@@ -335,3 +378,6 @@ class Snapshot:
     """Claims that should be gone."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """Refused actions by UID of the lease or pool they were for."""
+    tenants: tuple[TenantFacts, ...] = ()
+    tenant_defaults: TenantDefaults = TenantDefaults()
+    past_usage: PastUsage = NO_PAST

@@ -15,6 +15,7 @@ from gpu_tenancy.api.lease import QUEUED, ConditionType, Cost, GpuLeaseStatus, L
 from gpu_tenancy.api.node import NodeCondition
 from gpu_tenancy.api.pool import PoolCondition
 from gpu_tenancy.api.pricebook import BookCondition
+from gpu_tenancy.api.tenant import TenantCondition
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core import ledger
 from gpu_tenancy.core.actions import Outlook
@@ -121,7 +122,7 @@ def _conditions(outlook: Outlook, failure: Failure | None, now: datetime) -> lis
     return rendered(LeaseCondition, lease.status.conditions, states, lease.generation, now)
 
 
-C = TypeVar("C", LeaseCondition, PoolCondition, BookCondition)
+C = TypeVar("C", LeaseCondition, PoolCondition, BookCondition, TenantCondition)
 
 
 def rendered(
@@ -147,7 +148,7 @@ def rendered(
 
 
 def transition(
-    former: LeaseCondition | PoolCondition | BookCondition | NodeCondition | None,
+    former: LeaseCondition | PoolCondition | BookCondition | TenantCondition | NodeCondition | None,
     status: ConditionStatus,
     now: datetime,
 ) -> datetime:

@@ -18,6 +18,7 @@ from gpu_tenancy.core.actions import Refusal
 from gpu_tenancy.core.ledger import held_by
 from gpu_tenancy.core.ordering import in_order
 from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts, RecordFacts, Snapshot
+from gpu_tenancy.core.tenancy import Tenant, Tenants
 from gpu_tenancy.core.terms import Ending, Term, current_job, ending, is_over, term_of
 from gpu_tenancy.mig.layout import device_mask
 
@@ -67,8 +68,8 @@ class Stock(NamedTuple):
         return found[1] if found else None
 
 
-def take_stock(snapshot: Snapshot, now: datetime) -> list[Stock]:
-    """The stock of every lease, in the order in which they are planned."""
+def take_stock(snapshot: Snapshot, tenants: Tenants, now: datetime) -> list[Stock]:
+    """The stock of every lease, in the order of their age."""
     held: dict[str, Held] = defaultdict(list)
     seen: dict[str, Seen] = defaultdict(dict)
     for node in snapshot.nodes:
@@ -81,9 +82,12 @@ def take_stock(snapshot: Snapshot, now: datetime) -> list[Stock]:
     return [
         _stock(
             lease,
-            held.get(lease.uid, nothing),
-            seen.get(lease.uid, {}),
-            tuple(node for node in unreadable if _may_be_on(lease, node)),
+            _Devices(
+                held.get(lease.uid, nothing),
+                seen.get(lease.uid, {}),
+                tuple(node for node in unreadable if _may_be_on(lease, node)),
+            ),
+            tenants.of(lease.key.namespace),
             now,
             failing=lease.uid in snapshot.failures,
         )
@@ -105,14 +109,21 @@ def _may_be_on(lease: LeaseFacts, node: NodeFacts) -> bool:
     return record is not None and any(device.node == node.name for device in record.spec.devices)
 
 
-def _stock(
-    lease: LeaseFacts, held: Held, seen: Seen, hidden: tuple[NodeFacts, ...], now: datetime, *, failing: bool
-) -> Stock:
+class _Devices(NamedTuple):
+    """Where a lease has devices, or may have."""
+
+    held: Held
+    seen: Seen
+    hidden: tuple[NodeFacts, ...]
+
+
+def _stock(lease: LeaseFacts, devices: _Devices, tenant: Tenant, now: datetime, *, failing: bool) -> Stock:
     """`failing`: the API server refuses what the lease needs; if it is not billed yet, it gives its devices back."""
+    held, seen, hidden = devices
     if lease.unreadable:
         return Stock(lease, Term(None), None, held, seen, keeps=True, wants=False, over=False, hidden=hidden)
     unsure = lease.invalid or lease.unreadable_record
-    term = Term(lease.status.accepted_duration) if unsure else term_of(lease, now)
+    term = Term(lease.status.accepted_duration) if unsure else term_of(lease, now, tenant)
     stuck = _stuck(lease, hidden)
     lost, lost_at = _lost(lease, held, seen, hidden, now)
     end = ending(lease, term, now, lost=lost, lost_at=lost_at)

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from gpu_tenancy.api.base import format_duration, format_time, parse_duration
 from gpu_tenancy.api.lease import ENDS, OnCompletion, Reason
 from gpu_tenancy.core.snapshot import JobFacts, LeaseFacts, RecordFacts
+from gpu_tenancy.core.tenancy import Tenant
 
 FINAL_REASONS: Final = frozenset(ENDS)
 """Segment ends after which the lease is over; after the others it is queued or suspended."""
@@ -80,11 +81,15 @@ def expiry(lease: LeaseFacts, term: Term) -> datetime | None:
     return record.spec.billable_from + length - timedelta(seconds=billed_seconds(lease.records))
 
 
-def term_of(lease: LeaseFacts, now: datetime) -> Term:
-    """The duration in force. A changed spec is an admission: refused where the new term would already be over."""
+def term_of(lease: LeaseFacts, now: datetime, tenant: Tenant) -> Term:
+    """The duration in force. A changed spec is an admission: refused where the new term would already be over, or is
+    an extension to more than the tenant may have."""
     wanted, status = lease.spec.term.duration, lease.status
     if status.admitted_at is None or wanted == status.accepted_duration:
         return Term(wanted)
+    if too_long(wanted, tenant) and _extends(wanted, status.accepted_duration):
+        asked = wanted or "without end"
+        return _kept(lease, asked, f"{tenant.title} may lease for {tenant.max_term} at most", "Set a shorter one.")
     if wanted is None:
         return Term(None)
     used = timedelta(seconds=billed_seconds(lease.records))
@@ -92,17 +97,31 @@ def term_of(lease: LeaseFacts, now: datetime) -> Term:
         over_at = record.spec.billable_from + parse_duration(wanted) - used
         if over_at > now:
             return Term(wanted)
-        return _kept(lease, wanted, f"the lease would have ended at {format_time(over_at)}")
+        return _kept(lease, wanted, f"the lease would have ended at {format_time(over_at)}", END_NOW)
     if parse_duration(wanted) > used:
         return Term(wanted)
-    return _kept(lease, wanted, f"the lease has already run {format_duration(used)}")
+    return _kept(lease, wanted, f"the lease has already run {format_duration(used)}", END_NOW)
 
 
-def _kept(lease: LeaseFacts, wanted: str, why: str) -> Term:
+def too_long(duration: str | None, tenant: Tenant) -> bool:
+    """Whether a lease of that duration, or without one, is longer than the tenant's may be."""
+    if tenant.longest is None:
+        return False
+    return duration is None or parse_duration(duration) > tenant.longest
+
+
+def _extends(wanted: str | None, accepted: str | None) -> bool:
+    return accepted is not None and (wanted is None or parse_duration(wanted) > parse_duration(accepted))
+
+
+END_NOW: Final = "Delete the lease to end it now."
+
+
+def _kept(lease: LeaseFacts, wanted: str, why: str, remedy: str) -> Term:
     """The duration in force stays. The sentence names no moving number: it is a status, written when it changes."""
     kept = lease.status.accepted_duration
     rest = f"{kept} stays in force" if kept else "the lease stays without a term"
-    return Term(kept, f"term.duration {wanted} was refused: {why}; {rest}. Delete the lease to end it now.")
+    return Term(kept, f"term.duration {wanted} was refused: {why}; {rest}. {remedy}")
 
 
 def ending(

@@ -75,7 +75,8 @@ GPU_LEASES: Final = Resource(GROUP, VERSION, "gpuleases", "GpuLease", namespaced
 MINING_POOLS: Final = Resource(GROUP, VERSION, "miningpools", "MiningPool", namespaced=True)
 GPU_NODES: Final = Resource(GROUP, VERSION, "gpunodes", "GpuNode", namespaced=False)
 PRICE_BOOKS: Final = Resource(GROUP, VERSION, "pricebooks", "PriceBook", namespaced=False)
+GPU_TENANTS: Final = Resource(GROUP, VERSION, "gputenants", "GpuTenant", namespaced=False)
 USAGE_RECORDS: Final = Resource(GROUP, VERSION, "usagerecords", "UsageRecord", namespaced=True)
 
-OWN_KINDS: Final = (GPU_LEASES, MINING_POOLS, GPU_NODES, PRICE_BOOKS, USAGE_RECORDS)
+OWN_KINDS: Final = (GPU_LEASES, MINING_POOLS, GPU_NODES, PRICE_BOOKS, GPU_TENANTS, USAGE_RECORDS)
 """The kinds of the project's own group."""

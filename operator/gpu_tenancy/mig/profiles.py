@@ -18,6 +18,8 @@ FULL: Final = "full"
 """Name of the profile that is a whole GPU, not in MIG mode."""
 MEMORY_SLICES: Final = 8
 """Memory slices of a GPU; the unit in which GPUs are accounted."""
+COMPUTE_SLICES: Final = 7
+"""Compute slices of a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,18 @@ def of_model(model: str) -> Mapping[str, Profile]:
     return MappingProxyType({profile.name: profile for profile in profiles})
 
 
-KNOWN_NAMES: Final = (FULL, *of_model("A100-SXM4-40GB"), *of_model("A100-SXM4-80GB"))
+_BY_NAME: Final = {**of_model("A100-SXM4-40GB"), **of_model("A100-SXM4-80GB")}
+KNOWN_NAMES: Final = (FULL, *_BY_NAME)
 """Every profile name that a lease may ask for."""
 
 
 def slices(model: str, profile: str) -> int:
     """Memory slices that a device takes: 8 for a whole GPU. Raises KeyError for a profile the model does not have."""
     return MEMORY_SLICES if profile == FULL else of_model(model)[profile].size
+
+
+def widths(profile: str) -> tuple[int, int]:
+    """Memory and compute slices of a device by its profile's name alone, which means the same on every model that has
+    it; those of a whole GPU for `full` and for a name that is not known."""
+    shape = _BY_NAME.get(profile)
+    return (MEMORY_SLICES, COMPUTE_SLICES) if shape is None else (shape.size, shape.compute)

@@ -19,6 +19,7 @@ from gpu_tenancy.api.names import API_VERSION, GROUP, VERSION
 from gpu_tenancy.api.node import Gpu, NodeCondition, ObservedSlot
 from gpu_tenancy.api.pool import PoolCondition
 from gpu_tenancy.api.pricebook import BookCondition
+from gpu_tenancy.api.tenant import TenantCondition
 
 EXAMPLES: Final = Path(__file__).parents[3] / "examples"
 MODELS: Final = {kind.name: kind.model for kind in KINDS}
@@ -53,7 +54,7 @@ def included(part: object, whole: object) -> bool:
 
 
 def test_there_is_an_example_of_each_kind_that_people_write() -> None:
-    assert {body["kind"] for body in own_examples()} == {"GpuLease", "MiningPool", "PriceBook"}
+    assert {body["kind"] for body in own_examples()} == {"GpuLease", "GpuTenant", "MiningPool", "PriceBook"}
 
 
 def test_unknown_fields_are_refused_unless_the_reader_is_told_otherwise() -> None:
@@ -73,7 +74,16 @@ def models(of: type[ApiModel]) -> Iterator[type[ApiModel]]:
 
 def test_every_message_is_cut_to_its_bound_so_that_no_sentence_from_elsewhere_can_break_a_status() -> None:
     found = {model: model.model_fields["message"] for model in models(ApiModel) if "message" in model.model_fields}
-    assert found.keys() >= {LeaseCondition, LeaseEnd, PoolCondition, BookCondition, NodeCondition, Gpu, ObservedSlot}
+    assert found.keys() >= {
+        LeaseCondition,
+        LeaseEnd,
+        PoolCondition,
+        BookCondition,
+        TenantCondition,
+        NodeCondition,
+        Gpu,
+        ObservedSlot,
+    }
     for model, field in found.items():
         (bound,) = (one.max_length for one in field.metadata if isinstance(one, MaxLen))
         assert len(TypeAdapter(Annotated[str, *field.metadata]).validate_python("x" * 5000)) == bound, model

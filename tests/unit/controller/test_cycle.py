@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from gpu_tenancy.api.tenant import Quota
 from gpu_tenancy.controller import cycle as module
 from gpu_tenancy.controller.cycle import BROKEN_CYCLES, LONGEST_COALESCING, LONGEST_UNLISTED, STUCK_SECONDS, Cycle
 from gpu_tenancy.controller.metrics import Metrics
 from gpu_tenancy.controller.outcome import Outcome
 from gpu_tenancy.controller.settings import Settings
 from gpu_tenancy.core.actions import Admit, Plan
-from gpu_tenancy.core.snapshot import Failure, Snapshot
+from gpu_tenancy.core.snapshot import Failure, Snapshot, TenantDefaults
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient
 from gpu_tenancy.kube.errors import Transient
@@ -281,3 +282,36 @@ def test_a_transition_of_a_lease_is_counted_once_by_its_reason() -> None:
         return counts
 
     assert asyncio.run(story()) == [None, 1.0, 1.0]
+
+
+def test_a_tenant_is_told_what_became_of_it_and_that_is_not_written_again() -> None:
+    metrics = Metrics()
+
+    async def story() -> list[Object]:
+        loop = Says(metrics)
+        loop.views.store.put(
+            resources.GPU_TENANTS, "ADDED", body("GpuTenant", "acme", None, spec={"namespaces": ["a"]})
+        )
+        statuses = []
+        for _ in range(2):
+            await loop._turn()
+            stored = loop.views.store.get(resources.GPU_TENANTS, None, "acme")
+            assert stored is not None
+            statuses.append({"version": stored["metadata"]["resourceVersion"], **stored["status"]})
+        return statuses
+
+    first, second = asyncio.run(story())
+    assert first["conditions"][0]["reason"] == "Serving"
+    assert first["holds"] == {"gpus": 0, "memorySlices": 0, "computeSlices": 0}
+    assert first["share"]["sliceHours"] == "0.00"
+    assert second == first
+    assert metrics.registry.get_sample_value("gpu_tenancy_tenant_share", {"tenant": "acme"}) == 0
+
+
+def test_what_the_settings_say_of_tenants_is_in_the_snapshot(clock: Clock) -> None:
+    given = {"default_quota_gpus": 4, "default_quota_memory_slices": 40, "default_quota_compute_slices": 30}
+    loop = Loop(clock, usage_half_life_hours=48, **given)
+    found = loop._snapshot(NOW).tenant_defaults
+    quota = Quota(gpus=4, memory_slices=40, compute_slices=30)
+    assert found == TenantDefaults(quota, None, timedelta(hours=48))
+    assert Loop(clock)._snapshot(NOW).tenant_defaults == TenantDefaults()

@@ -13,6 +13,7 @@ from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, LeaseCondition,
 from gpu_tenancy.api.node import NodeCondition, NodeConditionType, NodeReason
 from gpu_tenancy.api.pool import PoolCondition, PoolConditionType, PoolReason
 from gpu_tenancy.api.pricebook import BookCondition, BookConditionType, BookReason
+from gpu_tenancy.api.tenant import TenantCondition, TenantConditionType, TenantReason
 from gpu_tenancy.controller.events import platform_transitions, transitions
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.errors import AlreadyExists, KubeError, Rejected, Transient
@@ -45,6 +46,8 @@ def _status(
 NEWS = [
     ((ConditionType.READY, TRUE, Reason.READY), "Normal"),
     ((ConditionType.STALLED, TRUE, Reason.IMPOSSIBLE), "Warning"),
+    ((ConditionType.STALLED, TRUE, Reason.QUOTA_TOO_SMALL), "Warning"),
+    ((ConditionType.STALLED, TRUE, Reason.TERM_TOO_LONG), "Warning"),
     ((ConditionType.STALLED, TRUE, Reason.NAME_TAKEN), "Warning"),
     ((ConditionType.STALLED, TRUE, Reason.API_REJECTED), "Warning"),
     ((ConditionType.ADMITTED, TRUE, Reason.UNPRICED), "Warning"),
@@ -53,6 +56,7 @@ NEWS = [
 ]
 NO_NEWS = [
     (ConditionType.READY, FALSE, Reason.QUEUED),
+    (ConditionType.READY, FALSE, Reason.OVER_QUOTA),
     (ConditionType.READY, FALSE, Reason.PREPARING),
     (ConditionType.STALLED, FALSE, Reason.UP_TO_DATE),
     (ConditionType.ADMITTED, TRUE, Reason.ADMITTED),
@@ -107,6 +111,28 @@ def test_of_pools_books_and_nodes_only_what_begins_to_hold_is_told(
     assert not list(platform_transitions([condition], [condition]))
     assert not list(platform_transitions([condition], [ended]))
     assert not list(platform_transitions([condition], []))
+
+
+def _tenant(reason: TenantReason, message: str = "It is so.") -> TenantCondition:
+    return TenantCondition(
+        type=TenantConditionType.READY,
+        status=TRUE if reason is TenantReason.SERVING else FALSE,
+        reason=reason,
+        message=message,
+        last_transition_time=NOW,
+        observed_generation=1,
+    )
+
+
+def test_that_a_tenant_is_not_served_as_its_spec_says_is_told_once() -> None:
+    serving, conflict = _tenant(TenantReason.SERVING), _tenant(TenantReason.CONFLICT)
+    expected = [Note("Warning", "Conflict", "It is so.")]
+    assert list(platform_transitions([], [conflict])) == expected
+    assert list(platform_transitions([serving], [conflict])) == expected
+    assert list(platform_transitions([_tenant(TenantReason.INVALID_SPEC)], [conflict])) == expected
+    assert not list(platform_transitions([conflict], [_tenant(TenantReason.CONFLICT, "It is another one.")]))
+    assert not list(platform_transitions([conflict], [serving]))
+    assert not list(platform_transitions([], [serving]))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,11 +10,14 @@ import pytest
 from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.lease import GpuLeaseStatus, Tier
 from gpu_tenancy.api.node import ObservedSlot, Slot, SlotState
+from gpu_tenancy.api.tenant import GpuTenantSpec, GpuTenantStatus
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
 from gpu_tenancy.controller.metrics import Metrics
+from gpu_tenancy.core.actions import TenantOutlook
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.slices import SliceState
-from gpu_tenancy.core.snapshot import Key, LeaseFacts, NodeFacts, RecordFacts, Snapshot
+from gpu_tenancy.core.snapshot import Key, LeaseFacts, NodeFacts, RecordFacts, Snapshot, TenantFacts
+from gpu_tenancy.core.tenancy import Holding
 from tests.unit.core.builders import MODEL, START, gpus, lease_spec
 
 HOLDER = Holder(kind=HolderKind.GPU_LEASE, namespace="team", name="train", uid="train")
@@ -54,6 +58,25 @@ def counted(snapshot: Snapshot) -> dict[str, float]:
     }
     assert None not in samples.values(), "every state is exported, also while no slice is in it"
     return {state: value for state, value in samples.items() if value}
+
+
+def test_a_tenants_slices_and_its_share_are_shown_and_one_that_is_gone_is_not() -> None:
+    metrics = Metrics()
+
+    def shown(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"gpu_tenancy_tenant_{name}", labels)
+
+    spec = GpuTenantSpec(namespaces=["team"], weight=4)
+    acme = TenantFacts("acme", "uid", 1, START, spec, GpuTenantStatus())
+    metrics.show_tenants([TenantOutlook(acme, Holding(1, 12, 10), 7200.0)])
+    assert shown("slices", tenant="acme", resource="memory") == 12
+    assert shown("slices", tenant="acme", resource="compute") == 10
+    assert shown("share", tenant="acme") == 0.5
+    metrics.show_tenants([TenantOutlook(replace(acme, spec=None, invalid="odd"), Holding(), 0.0)])
+    assert shown("slices", tenant="acme", resource="memory") == 0
+    assert shown("share", tenant="acme") is None
+    metrics.show_tenants([])
+    assert shown("slices", tenant="acme", resource="memory") is None
 
 
 def test_a_leased_gpu_and_an_idle_one_are_counted_by_the_second() -> None:

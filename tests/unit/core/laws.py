@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import pairwise
 
+from gpu_tenancy.api.base import HolderKind
 from gpu_tenancy.api.lease import QUEUED, ConditionType, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
+from gpu_tenancy.core.actions import SetSlots
+from gpu_tenancy.core.checks import needs_of
 from gpu_tenancy.core.ledger import double_billings
+from gpu_tenancy.core.ordering import rank
+from gpu_tenancy.core.shares import Shares
 from gpu_tenancy.core.slices import SliceState
-from gpu_tenancy.mig.profiles import MEMORY_SLICES
+from gpu_tenancy.core.snapshot import LeaseFacts
+from gpu_tenancy.core.stock import take_stock
+from gpu_tenancy.core.tenancy import Tenants
+from gpu_tenancy.mig.profiles import FULL, MEMORY_SLICES
 from tests.unit.core.simulation import Cluster, Node, mask
 
 
@@ -34,6 +42,8 @@ class Laws:
             self._no_two_hands(node)
         self._slices_are_conserved()
         self._firm_leases_stay()
+        self._quotas_are_kept()
+        self._nobody_is_passed_over()
         self._every_second_once()
 
     def check_reports(self) -> None:
@@ -81,6 +91,46 @@ class Laws:
             if record.spec.reason is Reason.NODE_LOST:
                 assert self.losses, f"{record.name} was closed as lost, but nothing was lost"
 
+    def _quotas_are_kept(self) -> None:
+        """A plan that gives a tenant anything leaves it within its quota."""
+        facts, decided = self.cluster.last_facts, self.cluster.last_plan
+        tenants = Tenants(facts.tenants, facts.tenant_defaults)
+        promised = {action.node: action.slots for action in decided.actions if isinstance(action, SetSlots)}
+        holds: dict[str, Counter[str]] = defaultdict(Counter)
+        for node in facts.nodes:
+            for slot in promised.get(node.name, node.slots):
+                if slot.holder.kind is HolderKind.GPU_LEASE:
+                    count = holds[tenants.of(slot.holder.namespace).title]
+                    whole = slot.profile == FULL
+                    count.update(
+                        gpus=whole, memory=mask(slot).bit_count(), compute=7 if whole else int(slot.profile[0])
+                    )
+        for one in decided.leases:
+            tenant = tenants.of(one.lease.key.namespace)
+            if one.admitted_now:
+                held, whole = holds[tenant.title], one.lease.spec.gpus.profile == FULL
+                for most, name in zip(tenant.limits or (), ("gpus", "memory", "compute"), strict=False):
+                    if most is not None and (whole or name != "gpus"):
+                        assert held[name] <= most, f"{tenant.title} holds {held[name]} of {most} {name}"
+
+    def _nobody_is_passed_over(self) -> None:
+        """Of two leases that ask for the same the one whose tenant has had less for its weight is not left waiting for
+        room while the other is placed; unless its tenant was given something else in the same plan."""
+        facts, decided = self.cluster.last_facts, self.cluster.last_plan
+        placed = [one.lease for one in decided.leases if one.admitted_now]
+        waits = (Reason.QUEUED, Reason.FRAGMENTED)
+        waiting = [one.lease for one in decided.leases if one.refusal is not None and one.refusal.reason in waits]
+        if not placed or not waiting:
+            return
+        tenants = Tenants(facts.tenants, facts.tenant_defaults)
+        before = Shares(tenants, facts, take_stock(facts, tenants, self.cluster.now), self.cluster.now)
+        given = {before.tenant(lease) for lease in placed}
+        for lease in waiting:
+            if before.tenant(lease) not in given:
+                least = before.share(before.tenant(lease)), rank(lease)
+                others = [other for other in placed if _asks(other) == _asks(lease)]
+                assert all((before.share(before.tenant(other)), rank(other)) < least for other in others)
+
     def _every_second_once(self) -> None:
         by_contract: dict[str, dict[int, UsageRecordSpec]] = defaultdict(dict)
         for record in (*self.cluster.archive.values(), *self.cluster.records.values()):
@@ -123,6 +173,10 @@ class Laws:
         own = self.cluster.leases[uid].key.namespace
         others = [one.key for one in self.cluster.leases.values() if one.key.namespace != own]
         assert not [key for key in others if str(key) in ready.message], "another tenant's lease is named"
+
+
+def _asks(lease: LeaseFacts) -> object:
+    return lease.spec.gpus, lease.spec.pods, needs_of(lease)
 
 
 def _assert_disjoint(slots: Iterable[Slot]) -> None:

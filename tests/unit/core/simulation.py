@@ -19,6 +19,7 @@ from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus, L
 from gpu_tenancy.api.node import Gpu, HandOver, HandOverStep, HandOverStepType, ObservedSlot, Slot, SlotState
 from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
+from gpu_tenancy.api.tenant import GpuTenantSpec, GpuTenantStatus
 from gpu_tenancy.core import platform_status, podspec, status
 from gpu_tenancy.core.actions import (
     Action,
@@ -59,7 +60,10 @@ from gpu_tenancy.core.snapshot import (
     RecordFacts,
     Snapshot,
     TemplateFacts,
+    TenantDefaults,
+    TenantFacts,
 )
+from gpu_tenancy.core.tenancy import past_usage
 from gpu_tenancy.mig.layout import Placement, mask_of
 from gpu_tenancy.mig.profiles import FULL
 from tests.unit.core.builders import MODEL, ROOMY, START, gpus, lease_spec, pool_spec
@@ -227,6 +231,8 @@ class Cluster:
         self.deployments: list[Deployment] = []
         self.pools: dict[str, PoolFacts] = {}
         self.books: dict[str, BookFacts] = {}
+        self.tenants: dict[str, TenantFacts] = {}
+        self.tenant_defaults = TenantDefaults()
         self.ending: set[str] = set()
         """Namespaces that are being deleted."""
         self.verdict = ""
@@ -252,6 +258,8 @@ class Cluster:
         self.evicted: list[str] = []
         """Names of miners that the operator stopped, in order."""
         self.last_plan = Plan()
+        self.last_facts = Snapshot()
+        """What the last plan was made from."""
         self.finished = False
         """The last cycle was not cut short."""
         self._names = count(1)
@@ -273,6 +281,19 @@ class Cluster:
     def add_book(self, name: str, spec: PriceBookSpec) -> None:
         """A PriceBook."""
         self.books[name] = BookFacts(name, f"book-{name}", 1, self.now, spec, PriceBookStatus())
+
+    def add_tenant(self, name: str, *namespaces: str, **more: object) -> None:
+        """A GpuTenant; `more` are fields of its spec. One of the same name is replaced."""
+        spec = GpuTenantSpec.model_validate({"namespaces": list(namespaces), **more})
+        former = self.tenants.get(name)
+        self.tenants[name] = TenantFacts(
+            name,
+            f"tenant-{name}",
+            former.generation + 1 if former else 1,
+            former.created if former else self.now,
+            spec,
+            former.status if former else GpuTenantStatus(),
+        )
 
     def create(
         self,
@@ -364,6 +385,13 @@ class Cluster:
             books=tuple(self.books.values()),
             miners=tuple(self._miners()),
             orphans=tuple(record for name, record in self.records.items() if name not in known | self.unreadable),
+            tenants=tuple(self.tenants.values()),
+            tenant_defaults=self.tenant_defaults,
+            past_usage=past_usage(
+                (one.spec for one in {**self.archive, **self.records}.values()),
+                self.now,
+                self.tenant_defaults.half_life,
+            ),
         )
 
     def _known(self, fresh: NodeFacts) -> NodeFacts:
@@ -465,7 +493,8 @@ class Cluster:
 
     def operator(self) -> Plan:
         """One cycle: plan, execute, report. Killed in the middle, it starts again with the next call."""
-        self.last_plan, self.finished = plan(self.snapshot(), self.now), False
+        self.last_facts = self.snapshot()
+        self.last_plan, self.finished = plan(self.last_facts, self.now), False
         try:
             self._execute(self.last_plan)
             self._report(self.last_plan)
@@ -540,6 +569,9 @@ class Cluster:
         prices = pricing(list(self.books.values()), self.now)
         for name, book in self.books.items():
             self.books[name] = replace(book, status=platform_status.book_status(book, prices, self.now))
+        for one in decided.tenants:
+            found_tenant = self.tenants[one.tenant.name]
+            self.tenants[found_tenant.name] = replace(found_tenant, status=platform_status.tenant_status(one, self.now))
 
     def _writes(self, action: Action, decided: Plan) -> Iterator[None]:
         """Do an action; yields after each write."""

@@ -135,6 +135,23 @@ class History(RuleBasedStateMachine):
     def delete_pool(self) -> None:
         self.cluster.pools.popitem()
 
+    @rule(
+        name=st.sampled_from(["acme", "zenith"]),
+        namespaces=st.sampled_from([("team",), ("other",), ("team", "other")]),
+        weight=st.sampled_from([1, 3]),
+        quota=st.sampled_from([{}, {"gpus": 1}, {"memory_slices": 10}, {"gpus": 2, "compute_slices": 17}]),
+        max_term=st.sampled_from([None, "9s"]),
+    )
+    def declare_tenant(
+        self, name: str, namespaces: tuple[str, ...], weight: int, quota: dict[str, int], max_term: str | None
+    ) -> None:
+        self.cluster.add_tenant(name, *namespaces, weight=weight, quota=quota, max_term=max_term)
+
+    @precondition(lambda self: self.cluster.tenants)
+    @rule()
+    def delete_tenant(self) -> None:
+        self.cluster.tenants.popitem()
+
     @rule(cordon=st.booleans())
     def cordon(self, cordon: bool) -> None:
         self.cluster.nodes["a"].cordoned = cordon
@@ -271,6 +288,7 @@ class History(RuleBasedStateMachine):
             nodes=facts.nodes[::-1],
             pools=facts.pools[::-1],
             miners=facts.miners[::-1],
+            tenants=facts.tenants[::-1],
         )
         assert plan(facts, self.cluster.now) == plan(facts, self.cluster.now)
         assert not plan(turned, self.cluster.now).actions

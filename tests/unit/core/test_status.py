@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.api.pricebook import PriceBookStatus
+from gpu_tenancy.api.tenant import GpuTenantStatus
 from gpu_tenancy.core import platform_status, status
-from gpu_tenancy.core.actions import Outlook, PoolOutlook
+from gpu_tenancy.core.actions import Outlook, PoolOutlook, TenantOutlook
 from gpu_tenancy.core.pricing import pricing
-from gpu_tenancy.core.snapshot import BookFacts, Failure
+from gpu_tenancy.core.snapshot import BookFacts, Failure, TenantFacts
+from gpu_tenancy.core.tenancy import Holding
 from tests.unit.core.builders import START
 from tests.unit.core.simulation import Cluster
 
@@ -38,6 +40,12 @@ def test_the_words_of_a_refusal_at_length_are_cut() -> None:
         max(len(one.message) for one in platform_status.pool_status(PoolOutlook(pool, 0, 0), None, START).conditions)
         == BOUND
     )
+
+
+def test_a_tenant_that_is_wrong_in_many_places_says_so_in_bounds() -> None:
+    facts = TenantFacts("acme", "uid", 1, START, None, GpuTenantStatus(), LONG)
+    [condition] = platform_status.tenant_status(TenantOutlook(facts, Holding(), 0.0), START).conditions
+    assert len(condition.message) == BOUND
 
 
 def test_a_book_that_is_wrong_in_many_places_says_so_in_bounds() -> None:

@@ -50,7 +50,7 @@ def test_a_path_that_would_mean_something_else_is_refused(
 def test_api_versions_and_scopes() -> None:
     assert PODS.api_version == "v1"
     assert GPU_LEASES.api_version == "gpu-tenancy.dev/v1alpha1"
-    assert {res.kind for res in OWN_KINDS if not res.namespaced} == {"GpuNode", "PriceBook"}
+    assert {res.kind for res in OWN_KINDS if not res.namespaced} == {"GpuNode", "GpuTenant", "PriceBook"}
 
 
 def test_no_two_resources_share_a_path_or_a_kind() -> None:

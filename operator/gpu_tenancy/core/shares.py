@@ -1,0 +1,125 @@
+"""What each tenant holds and has used, as the plan changes it. Pure.
+
+A tenant's share decides whose lease is looked at next: what it has used, the past fading, for its weight. What it has
+just been given counts as if it had been used for a while already, so that a burst of a tenant that had nothing does not
+take everything before anybody's clock has moved.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import cached_property
+from math import fsum
+from typing import Final
+
+from gpu_tenancy.core.snapshot import LeaseFacts, RecordFacts, Snapshot
+from gpu_tenancy.core.stock import Stock
+from gpu_tenancy.core.tenancy import Holding, Tenant, Tenants, decayed, faded, holding
+
+ENTRY_SECONDS: Final = 600
+"""Seconds that every device which is held counts for at least: in the plan that places it, while it is handed over, and
+until it was billed for as long."""
+
+
+class Standing:
+    """One tenant within one plan."""
+
+    def __init__(self) -> None:
+        self.used = 0.0
+        """Decayed slice-seconds up to now."""
+        self.entry = 0.0
+        """Slice-seconds that what it holds lacks of ENTRY_SECONDS."""
+        self._gpus = self._memory = self._compute = 0
+
+    @property
+    def holds(self) -> Holding:
+        """What its leases hold, those placed in this plan included."""
+        return Holding(self._gpus, self._memory, self._compute)
+
+    def hold(self, devices: Holding, lacking: float) -> None:
+        """Count devices that it holds. `lacking`: seconds for which they were not billed yet, of ENTRY_SECONDS."""
+        gpus, memory, compute = devices
+        self._gpus += gpus
+        self._memory += memory
+        self._compute += compute
+        self.entry += memory * lacking
+
+
+class Shares:
+    """The standings of all tenants."""
+
+    def __init__(self, tenants: Tenants, snapshot: Snapshot, stocks: Sequence[Stock], now: datetime) -> None:
+        self._tenants, self._snapshot, self._stocks, self._now = tenants, snapshot, stocks, now
+        self._placed: list[LeaseFacts] = []
+        """Leases that were placed before anybody asked for a standing."""
+
+    @cached_property
+    def _standings(self) -> dict[str, Standing]:
+        """By the tenants' titles. Found out when somebody asks: where one tenant without limits waits, nobody does."""
+        standings: dict[str, Standing] = defaultdict(Standing)
+        used: dict[str, list[float]] = defaultdict(list)
+        for stock in self._stocks:
+            title = self.tenant(stock.lease).title
+            billed, slice_seconds = self._billed(stock.lease.open_record)
+            used[title].append(slice_seconds)
+            if stock.keeps:
+                standings[title].hold(_held(stock), max(0.0, ENTRY_SECONDS - billed))
+        for namespace, slice_seconds in self._past():
+            used[self._tenants.of(namespace).title].append(slice_seconds)
+        for title, parts in used.items():
+            standings[title].used = fsum(parts)  # exact, whatever order the facts are listed in
+        for lease in self._placed:
+            standings[self.tenant(lease).title].hold(asked(lease), ENTRY_SECONDS)
+        return standings
+
+    def _billed(self, record: RecordFacts | None) -> tuple[float, float]:
+        """Seconds and decayed slice-seconds of an open segment up to now."""
+        if record is None:
+            return 0.0, 0.0
+        spec, half_life = record.spec, self._snapshot.tenant_defaults.half_life
+        slices = holding(spec.profile, len(spec.devices)).memory_slices
+        seconds = max(0.0, (self._now - spec.billable_from).total_seconds())
+        return seconds, decayed(slices, spec.billable_from, self._now, self._now, half_life)
+
+    def _past(self) -> Iterator[tuple[str, float]]:
+        """Namespace and decayed slice-seconds of what is closed, or open though its lease is gone."""
+        past, half_life = self._snapshot.past_usage, self._snapshot.tenant_defaults.half_life
+        for namespace, used in past.slice_seconds.items():
+            yield namespace, faded(used, past.at, self._now, half_life)
+        for record in self._snapshot.orphans:
+            if record.is_open:
+                yield record.spec.lease_namespace, self._billed(record)[1]
+
+    def tenant(self, lease: LeaseFacts) -> Tenant:
+        """Whose lease it is."""
+        return self._tenants.of(lease.key.namespace)
+
+    def standing(self, title: str) -> Standing:
+        """What a tenant, by its title, holds and has used."""
+        return self._standings[title]
+
+    def share(self, tenant: Tenant) -> float:
+        """What a tenant has had for its weight; the lowest is next."""
+        standing = self._standings[tenant.title]
+        return (standing.used + standing.entry) / tenant.weight
+
+    def take(self, lease: LeaseFacts) -> None:
+        """The plan gives the lease its devices."""
+        if "_standings" in self.__dict__:
+            self._standings[self.tenant(lease).title].hold(asked(lease), ENTRY_SECONDS)
+        else:
+            self._placed.append(lease)
+
+
+def asked(lease: LeaseFacts) -> Holding:
+    """What the whole lease counts as."""
+    return holding(lease.spec.gpus.profile, lease.devices)
+
+
+def _held(stock: Stock) -> Holding:
+    """What a lease that keeps its devices holds, all of one profile; where a node cannot be read, all it asks for."""
+    if stock.hidden:
+        return asked(stock.lease)
+    return holding(stock.held[0][1].profile, len(stock.held)) if stock.held else Holding()
