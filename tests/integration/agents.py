@@ -15,7 +15,8 @@ from typing import Any, Final
 import grpc.aio
 
 from gpu_tenancy.agent import checkpoint
-from gpu_tenancy.agent.cycle import Seat, run_agents
+from gpu_tenancy.agent.clock import SystemClock
+from gpu_tenancy.agent.cycle import Agent, Seat, sole_agent
 from gpu_tenancy.agent.proto import dra_v1_pb2 as dra
 from gpu_tenancy.agent.proto.dra_v1_pb2_grpc import DRAPluginStub
 from gpu_tenancy.agent.settings import AgentSettings
@@ -115,7 +116,8 @@ class Bench:
     async def run_agent(self) -> None:
         """The agent in this process, until it ends or is cancelled."""
         async with KubeClient.connect(str(self.control_plane.kubeconfig)) as client:
-            await run_agents({self.node: Seat(machine(self.gpus), self.settings)}, client)
+            with await sole_agent(self.settings):
+                await Agent(self.node, client, Seat(machine(self.gpus), self.settings), SystemClock()).run()
 
     @contextlib.asynccontextmanager
     async def agent(self) -> AsyncIterator[None]:

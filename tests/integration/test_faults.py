@@ -274,14 +274,12 @@ async def test_even_the_last_object_of_a_kind_leaves_no_ghost(world: World) -> N
 
 @story
 async def test_a_claim_that_stays_behind_is_made_to_be_looked_at_again(world: World) -> None:
-    """Held here by a finalizer, as kube-controller-manager's own holds one that it has forgotten."""
+    """Held here by a finalizer, as kube-controller-manager's own holds one that it has forgotten. A miner whose claim
+    alone was deleted is stopped, and another takes its place."""
     [claim, *_] = await world.items(resources.RESOURCE_CLAIMS, labelSelector=names.LABEL_POOL)
     name = claim["metadata"]["name"]
     hold = {"metadata": {"finalizers": ["example.com/hold", *claim["metadata"].get("finalizers", ())]}}
     await world.api.patch(resources.RESOURCE_CLAIMS.path("mining", name), hold, MERGE)
-    await world.kubectl(
-        "delete", "pods", "-n", "mining", "-l", f"{names.LABEL_DEVICE}={_device(claim)}", "--wait=false"
-    )
     await world.kubectl("delete", "resourceclaim", "-n", "mining", name, "--wait=false")
 
     async def touched() -> str:
@@ -291,10 +289,6 @@ async def test_a_claim_that_stays_behind_is_made_to_be_looked_at_again(world: Wo
     assert _time(await eventually("the claim to be touched", touched)).tzinfo is not None
     await world.api.patch(resources.RESOURCE_CLAIMS.path("mining", name), {"metadata": {"finalizers": None}}, MERGE)
     await world.mining(16)
-
-
-def _device(claim: Object) -> str:
-    return str(claim["metadata"]["labels"][names.LABEL_DEVICE])
 
 
 async def _no_slots(world: World) -> bool:

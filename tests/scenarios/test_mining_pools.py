@@ -217,6 +217,18 @@ def test_a_miners_name_that_somebody_else_has_keeps_no_other_miner_of_the_pool_f
     assert len([action for action in decided.actions if isinstance(action, StartMiner)]) == 2
 
 
+def test_a_miner_whose_claim_alone_was_deleted_is_stopped_once_and_replaced() -> None:
+    cluster = node_of_two()
+    cluster.add_pool()
+    cluster.run(3)
+    facts = cluster.snapshot()
+    first, second = facts.miners
+    for bereft, stops in ((True, [first.device]), (False, [])):
+        changed = replace(facts, miners=(replace(first, deleting=True, running=False, bereft=bereft), second))
+        stopped = [one for one in plan(changed, cluster.now).actions if isinstance(one, StopMiner)]
+        assert [one.miner.device for one in stopped] == stops
+
+
 def left(name: str, deleted: float, touched: float | None = None) -> LeftClaim:
     """A claim that was deleted, and touched, so many seconds after the start."""
     instant = None if touched is None else START + timedelta(seconds=touched)

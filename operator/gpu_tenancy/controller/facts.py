@@ -112,6 +112,7 @@ def miner_facts(pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFa
         running=phase == "Running" and not any(going),
         finished=phase in TERMINAL or _misallocated(claim),
         deleting=any(going),
+        bereft=pod is not None and claim is not None and going == [False, True],
     )
 
 

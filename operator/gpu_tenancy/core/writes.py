@@ -114,9 +114,9 @@ def miner_stops(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
     for miner in snapshot.miners:
         if miner.node in left_alone:
             continue
-        unwanted = miner.finished or (miner.node, miner.device) not in places
+        unwanted = miner.finished or miner.bereft or (miner.node, miner.device) not in places
         outdated = miner.pod_uid and miner.revision != made_from.get(miner.pool, miner.revision)
-        if (unwanted or outdated) and not miner.deleting:
+        if (unwanted or outdated) and (miner.bereft or not miner.deleting):
             yield StopMiner(miner, grace.get(miner.pool, MINER_GRACE_SECONDS))
 
 

@@ -123,6 +123,18 @@ def test_pools_and_books_that_cannot_be_read_say_why_and_the_next_ones_are_read(
     assert books["list"].spec is not None
 
 
+def test_tenants_that_cannot_be_read_say_why_and_the_next_ones_are_read() -> None:
+    seen = Seen()
+    seen.own(
+        body("GpuTenant", "odd", None, spec={"namespaces": ["a"], "weight": 0}),
+        body("GpuTenant", "acme", None, spec={"namespaces": ["a"]}, status={"holds": "everything"}),
+    )
+    acme, odd = seen.snapshot().tenants
+    assert (odd.spec, odd.invalid) == (None, "spec.weight: Input should be greater than or equal to 1")
+    assert acme.spec is not None
+    assert (acme.spec.weight, acme.invalid, acme.status.holds) == (1, "", None)
+
+
 def test_fields_of_a_newer_version_are_left_alone() -> None:
     seen = Seen()
     seen.own(_lease(spec={**WHOLE, "limits": {"maxCost": "5.00"}}, status={"phase": "New"}))
@@ -442,6 +454,15 @@ def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() 
         True,
     )
     assert (fake.namespace, fake.pod_uid, fake.claim_uid) == ("team-a", "fake", "")
+    assert not real.bereft
+    going = {**metadata, "uid": "claim", "deletionTimestamp": "2026-03-01T12:00:00Z"}
+    seen.show(resources.RESOURCE_CLAIMS, {"metadata": going, "spec": {"devices": {"config": config}}})
+    real, _ = seen.snapshot().miners
+    assert (real.bereft, real.deleting, real.running) == (True, True, False)
+    leaving = {**pod, "uid": "pod", "deletionTimestamp": "2026-03-01T12:00:00Z"}
+    seen.show(resources.PODS, {"metadata": leaving, "spec": spec, "status": {"phase": "Running"}})
+    real, _ = seen.snapshot().miners
+    assert (real.bereft, real.deleting) == (False, True)
 
 
 @pytest.mark.parametrize(
