@@ -240,14 +240,8 @@ async def test_an_application_fault_fences_nobody_and_a_contained_error_only_its
     here.driver.xid(1, 31, before["hit"]["uuid"])
     here.driver.xid(1, 94, before["hit"]["uuid"])
 
-    async def withdrawn() -> str:
-        hit = (await here.slots()).get("hit", {})
-        return str(hit.get("message", "")) if hit.get("state") == "Failed" else ""
-
-    assert "Xid 94, a contained memory error" in await here.eventually("the slice to be withdrawn", withdrawn)
-    assert (await here.slots())["beside"] == before["beside"]
-
     async def described() -> bool:
+        """The device itself says so for a moment only: then its lease is on its way elsewhere."""
         text = await here.control_plane.kubectl("describe", "node", here.node.name)
         return "Fenced" in text and "Xid 94, a contained memory error" in text and "Xid 31" not in text
 
@@ -259,6 +253,7 @@ async def test_an_application_fault_fences_nobody_and_a_contained_error_only_its
         return bool(lease["status"]["attempt"] == 2)
 
     await here.eventually("the lease to be placed anew", again)
+    assert (await here.slots())["beside"] == before["beside"]
 
 
 @story

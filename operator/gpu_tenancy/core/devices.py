@@ -40,9 +40,9 @@ def miner_name(node: str, device: str) -> str:
 
 
 def miner_pod_name(claim: str, claim_uid: str) -> str:
-    """Name of the pod that uses a miner's claim: a DNS label (a pod's name is its host name), and never that of an
-    earlier pod on the device. Two pods of one name, one after the other, end kube-scheduler where its watch broke
-    meanwhile (github.com/kubernetes/kubernetes/pull/141255)."""
+    """Name of the pod that uses a miner's claim: a DNS label (a pod's name is its host name), and another than that of
+    an earlier claim's pod on the device. Two pods of one name, one after the other, end kube-scheduler where its watch
+    broke meanwhile (github.com/kubernetes/kubernetes/pull/141255)."""
     return f"{claim}-{_tag(claim_uid)[:4]}"
 
 
