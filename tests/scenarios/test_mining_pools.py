@@ -253,6 +253,6 @@ def test_a_claim_that_stays_behind_is_touched_after_a_while_and_again_after_a_lo
 
 
 def test_a_burst_of_claims_that_are_late_is_not_touched_all_at_once() -> None:
-    facts = replace(node_of_two().snapshot(), left_claims=tuple(left(f"claim-{number}", 0) for number in range(100)))
+    facts = replace(node_of_two().snapshot(), left_claims=tuple(left(f"claim-{number}", 0) for number in range(1000)))
     touched = [one for one in plan(facts, START + timedelta(minutes=5)).actions if isinstance(one, TouchClaim)]
-    assert len(touched) == 16
+    assert len(touched) == 128

@@ -51,6 +51,8 @@ _log = logging.getLogger(__name__)
 COMPONENT: Final = "gpu-tenancy-agent"
 """Who says what Events say."""
 _LOCK_PAUSE: Final = 0.2
+_LOCK_TURNS: Final = 300
+"""Looks at the lock from one warning to the next: a minute."""
 _LONGEST_PAUSE: Final = 10.0
 
 
@@ -100,11 +102,14 @@ async def _run_alone(agent: Agent, settings: AgentSettings) -> None:
 async def sole_agent(settings: AgentSettings) -> IO[bytes]:
     """Wait until no other agent of this node is left, two of which may overlap during an update; this one is the only
     one until the file is closed or the process ends."""
-    told = False
+    turns = 0
     while (file := await asyncio.to_thread(checkpoint.lock, settings.checkpoint)) is None:
-        if not told:
-            _log.info("Another agent of this node still holds %s; waiting for its end.", settings.checkpoint)
-            told = True
+        if turns % _LOCK_TURNS == 0:
+            _log.warning(
+                "Another agent of this node still holds %s; waiting for its end. Where its process cannot be killed "
+                "(state D), a call hangs in the driver: reboot the node.", settings.checkpoint.with_suffix(".lock"),
+            )  # fmt: skip
+        turns += 1
         await asyncio.sleep(_LOCK_PAUSE)
     return file
 

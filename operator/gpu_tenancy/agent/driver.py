@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,9 +34,11 @@ def part(settings: AgentSettings, version: str) -> DriverPart:
     """The container edits for this version of the driver. Raises GpuError with what to do. Blocking."""
     if settings.driver_cdi is not None:
         return _common(_json(settings.driver_cdi), f"the file {settings.driver_cdi} (setting driver_cdi)")
-    kept = settings.state_dir / f"driver-{version}.json"
+    command = _command(settings)
+    asked = sha256("\0".join(command).encode()).hexdigest()[:8]
+    kept = settings.state_dir / f"driver-{version}-{asked}.json"
     if not kept.exists():
-        checkpoint.write(kept, _generate(settings))
+        checkpoint.write(kept, _generate(command))
     found = _common(_json(kept), f"{settings.nvidia_ctk} cdi generate")
     return DriverPart(_as_host_sees(found.edits, settings), found.cdi_version)
 
@@ -67,15 +70,19 @@ def _on_host(path: str, settings: AgentSettings) -> str:
     return str(settings.host_driver_root / inside.relative_to(settings.driver_root))
 
 
-def _generate(settings: AgentSettings) -> str:
+def _command(settings: AgentSettings) -> list[str]:
     command = [settings.nvidia_ctk, "cdi", "generate", "--format=json"]
     if settings.driver_root != Path("/"):
         command += [f"--driver-root={settings.driver_root}", f"--dev-root={settings.driver_root}"]
+    return command
+
+
+def _generate(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)  # noqa: S603
     except FileNotFoundError:
         raise GpuError(
-            f"there is no {settings.nvidia_ctk} on PATH, and without it no container gets the driver's libraries; "
+            f"there is no {command[0]} on PATH, and without it no container gets the driver's libraries; "
             f"install NVIDIA's container toolkit, or name a file of CDI container edits in the setting driver_cdi"
         ) from None
     except subprocess.TimeoutExpired:

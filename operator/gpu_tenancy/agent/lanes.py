@@ -277,7 +277,10 @@ class Lanes:
             if asks_for_reset(vitals, before):
                 self._condemn(slot, wrong)
             raise GpuError(f"GPU {slot.gpu} is not fit for {slot.device}: {wrong}")
-        mask = mask_of(self._memory.situation, slot.device) if slot.device in self._memory.situation.held else 0
+        now_held = self._memory.situation.held.get(slot.device)
+        if now_held is None or (now_held.scrub, now_held.hand_over) != (held.scrub, held.hand_over):
+            return  # It was condemned meanwhile: what was verified counts for nothing.
+        mask = mask_of(self._memory.situation, slot.device)
         again = held.hand_over is not None
         self._advance(slot, lambda here, now: known.made_ready(here, slot.device, vitals, mask, now))
         made = self._memory.situation.held.get(slot.device)

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from gpu_tenancy.agent.gpus import GpuFacts
 from gpu_tenancy.agent.home import Home, Owner
-from gpu_tenancy.agent.situation import WHOLE_GPU, Held, Shape, Situation
+from gpu_tenancy.agent.situation import WHOLE_GPU, Held, Remedy, Shape, Situation
 from gpu_tenancy.agent.steps import foreign, instance_mask, intrusion, slices
 from gpu_tenancy.api.base import ConditionStatus, HolderKind
 from gpu_tenancy.api.names import ANNOTATION_MIG_GPUS, ATTRIBUTE_HOLDER, DRIVER
@@ -83,7 +83,12 @@ def gpu_trouble(situation: Situation, facts: GpuFacts) -> str | None:
 
 def _fences(situation: Situation, facts: GpuFacts, here: Home) -> list[tuple[int, str]]:
     """Memory slices of a GPU, as bits, on which nothing new is to be planned, and why."""
-    fences = [(one.mask, one.reason) for one in situation.fences if one.gpu == facts.uuid]
+    # A GPU that is to be reset gets nobody new on any of its slices: else it would never be empty.
+    fences = [
+        (WHOLE_GPU if one.remedy is Remedy.RESET else one.mask, one.reason)
+        for one in situation.fences
+        if one.gpu == facts.uuid
+    ]
     fences += [
         (slices(facts, held.slot), f"{held.slot.device} is quarantined: {held.message}")
         for held in situation.held.values()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
@@ -68,6 +67,8 @@ STOPPING: Final = (DeleteClaimTemplate, DeleteJob, DeletePod)
 
 CLOSING: Final = ("billableTo", "seconds", "reason")
 """Fields of a UsageRecord that are written when its segment ends."""
+MOST_UNTOUCHABLE: Final = 10_000
+"""Claims that are remembered as such; after that each is tried once more."""
 FIRST_RETRY: Final = timedelta(seconds=2)
 LONGEST_RETRY: Final = timedelta(minutes=5)
 
@@ -94,6 +95,8 @@ class Execute:
         self._alive = alive
         self._expected = Expectations()
         self._refusals: dict[str, tuple[int, datetime]] = {}
+        self._untouchable: set[str] = set()
+        """UIDs of claims that the API server lets nobody annotate."""
         self._held: dict[Hashable, datetime] = {}
         """Actions that were refused, and when each is tried again."""
 
@@ -331,17 +334,26 @@ class Execute:
     async def _touch(self, action: TouchClaim) -> None:
         """An update makes kube-controller-manager look at the claim, whatever it says. The UID is a precondition."""
         claim = action.claim
-        if not self._expected.begin("touch", resources.RESOURCE_CLAIMS, claim.namespace, claim.name, claim.uid):
+        if claim.uid in self._untouchable or not self._expected.begin(
+            "touch", resources.RESOURCE_CLAIMS, claim.namespace, claim.name, claim.uid
+        ):
             return
         _log.warning(
             "Claim %s/%s was deleted at %s, no pod uses it, and it is still there: kube-controller-manager is made to "
             "look at it again.", claim.namespace, claim.name, format_time(claim.deleted_at),
         )  # fmt: skip
         metadata = {"uid": claim.uid, "annotations": {names.ANNOTATION_TOUCHED: format_time(action.at)}}
-        with suppress(NotFound):
+        try:
             await self._client.merge_patch(
                 resources.RESOURCE_CLAIMS, claim.name, {"metadata": metadata}, claim.namespace
             )
+        except NotFound:
+            return
+        except Rejected as error:
+            if len(self._untouchable) >= MOST_UNTOUCHABLE:
+                self._untouchable.clear()
+            self._untouchable.add(claim.uid)
+            _log.warning("Claim %s/%s cannot be touched and is left alone: %s", claim.namespace, claim.name, error)
 
     async def _create(self, resource: Resource, body: Object, holder: str) -> str:
         """Create once; its UID where this call made it. An object of that name that is ours is success; somebody else's

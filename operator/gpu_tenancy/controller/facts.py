@@ -8,6 +8,7 @@ from datetime import datetime
 from gpu_tenancy.api import names
 from gpu_tenancy.controller import digests
 from gpu_tenancy.controller.views import TERMINAL
+from gpu_tenancy.core.devices import miner_pod_name
 from gpu_tenancy.core.snapshot import ClaimFacts, JobFacts, LeftClaim, MinerFacts, PodRef
 
 
@@ -112,8 +113,15 @@ def miner_facts(pod: digests.Pod | None, claim: digests.Claim | None) -> MinerFa
         running=phase == "Running" and not any(going),
         finished=phase in TERMINAL or _misallocated(claim),
         deleting=any(going),
-        bereft=pod is not None and claim is not None and going == [False, True],
+        bereft=_belong_together(pod, claim) and len(set(going)) > 1,
     )
+
+
+def _belong_together(pod: digests.Pod | None, claim: digests.Claim | None) -> bool:
+    """The pod was made for this claim, and not for one of the same name before or after it: views may lag."""
+    if pod is None or claim is None:
+        return False
+    return pod.metadata.name == miner_pod_name(claim.metadata.name, claim.metadata.uid)
 
 
 def claim_of(pod: digests.Pod) -> str:

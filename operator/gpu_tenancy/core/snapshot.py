@@ -268,7 +268,8 @@ class MinerFacts:
     deleting: bool = False
     """Pod or claim is already going."""
     bereft: bool = False
-    """Its claim is going and its pod is not: somebody deleted the one alone."""
+    """Of its pod and its claim one is going and the other is not: somebody deleted the one alone. Both have to go, so
+    that the next pod has another claim, and with it another name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ MINER_GRACE_SECONDS: Final = 1
 TOUCH_AFTER: Final = timedelta(seconds=30)
 """How long a claim may stay behind; kube-controller-manager needs milliseconds, and half a minute in a great burst."""
 TOUCH_AGAIN: Final = timedelta(minutes=2)
-MOST_TOUCHES: Final = 16
+MOST_TOUCHES: Final = 128
 """Claims that are touched in one cycle: the rest of a burst comes later, or has gone by then."""
 
 

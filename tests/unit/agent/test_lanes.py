@@ -13,13 +13,13 @@ import pytest
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent import steps
 from gpu_tenancy.agent.deadlines import due
-from gpu_tenancy.agent.gpus import GpuEvent, Instance
+from gpu_tenancy.agent.gpus import GpuEvent, Instance, Vitals
 from gpu_tenancy.agent.health import learnt
 from gpu_tenancy.agent.lanes import Lanes
 from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
-from gpu_tenancy.agent.situation import PROBATION, Made, PreparedClaim, PreparedDevice, Remedy, Situation
+from gpu_tenancy.agent.situation import PROBATION, Fence, Made, PreparedClaim, PreparedDevice, Remedy, Situation
 from gpu_tenancy.api.node import GpuMode, HandOverStepType, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
 from tests.fakes.clock import FakeClock
@@ -541,6 +541,28 @@ def test_memory_errors_that_nobody_was_told_of_keep_a_slice_back_until_its_gpu_i
         bench.memory.learn(due(bench.memory.situation, bench.clock.now() + PROBATION))
         bench.specify(second)
         await bench.clock.until(bench.are(SlotState.READY, second))
+
+    play(story)
+
+
+def test_a_device_that_is_condemned_while_it_is_verified_is_not_ready_by_that() -> None:
+    async def story(bench: Bench) -> None:
+        slot = bench.slot(0, FULL)
+        asked = bench.gpus.vitals
+
+        async def condemning(gpu: str) -> Vitals:
+            found = await asked(gpu)
+            fence = Fence(gpu=gpu, mask=0xFF, reason="Xid 94", until=bench.clock.now() + PROBATION)
+            bench.memory.update(lambda now: known.condemned(now, fence, [slot.device]))
+            return found
+
+        bench.gpus.vitals = condemning  # type: ignore[method-assign]
+        bench.specify(slot)
+        await bench.clock.until(bench.are(SlotState.FAILED, slot))
+        bench.gpus.vitals = asked  # type: ignore[method-assign]
+        bench.memory.update(lambda now: known.lifted(now, now.fences))
+        await bench.clock.until(bench.are(SlotState.READY, slot))
+        assert len(bench.scrubber.scrubbed) == 2, "what was scrubbed before counts for nothing"
 
     play(story)
 

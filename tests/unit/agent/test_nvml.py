@@ -423,3 +423,15 @@ def test_half_an_instance_that_a_failed_creation_leaves_stays_the_agents_own() -
     assert known.is_own(known.not_created(there, slot), half)
     whole = known.walked(there, "GPU-1", [instance("GPU-1", "3g.40gb", 4, 7)])
     assert known.not_created(whole, slot, nothing=True).made == frozenset()
+
+
+def test_a_reset_that_does_not_end_is_given_up_and_nvml_is_open_again(gpus: NvmlGpus, tmp_path: Path) -> None:
+    """Though the tool cannot be killed: here it is, but nobody waits for its end."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 5\n")
+    tool.chmod(0o755)
+    gpus._nvidia_smi, gpus.reset_seconds = str(tool), 0.2
+    [first, *_] = run(gpus.list())
+    with pytest.raises(GpuError, match=r"was not reset within 0 s"):
+        run(gpus.reset(first.uuid))
+    assert len(run(gpus.list())) == 2

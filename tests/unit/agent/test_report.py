@@ -10,7 +10,7 @@ import pytest
 from gpu_tenancy.agent import report, steps
 from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.home import Home, Owner, declared_modes, home_of
-from gpu_tenancy.agent.situation import Situation
+from gpu_tenancy.agent.situation import Fence, Remedy, Situation
 from gpu_tenancy.api.base import ConditionStatus
 from gpu_tenancy.api.node import GpuMode, GpuNodeStatus, NodeReason, Slot, SlotState
 from gpu_tenancy.mig.profiles import FULL
@@ -191,3 +191,14 @@ def test_a_slice_belongs_to_the_node_and_is_the_whole_pool() -> None:
     assert body["metadata"]["ownerReferences"][0]["uid"] == "node-uid"
     assert body["spec"]["pool"] == {"name": "n1", "generation": 7, "resourceSliceCount": 1}
     assert body["spec"]["nodeName"] == "n1"
+
+
+def test_a_gpu_that_is_to_be_reset_gets_nobody_new_on_any_slice_and_serves_those_it_serves() -> None:
+    world = serving(LEASED)
+    fence = Fence(gpu=MIG_GPU, mask=0b1, reason="it is reset once nobody is on it", remedy=Remedy.RESET)
+    here = known.fenced(world.agent, fence)
+    [gpu] = [one for one in status_of(here).gpus if one.uuid == MIG_GPU]
+    assert (gpu.fenced, gpu.healthy) == (ALL, True)
+    assert [slot.state for slot in status_of(here).slots] == [SlotState.READY]
+    timed = known.fenced(world.agent, fence.model_copy(update={"remedy": Remedy.TIME, "until": EPOCH}))
+    assert next(one for one in status_of(timed).gpus if one.uuid == MIG_GPU).fenced == [0]

@@ -481,6 +481,15 @@ def test_a_claim_that_is_gone_meanwhile_is_fine() -> None:
     assert bench.run(TouchClaim(LeftClaim("mining", "miner", "uid-claim", NOW), NOW)) == Outcome()
 
 
+def test_a_claim_that_nobody_can_annotate_is_left_alone_and_blames_nobody() -> None:
+    bench = Bench()
+    bench.server.refuse("patch", "resourceclaims", "miner", FORBIDDEN)
+    touch = TouchClaim(LeftClaim("mining", "miner", "uid-claim", NOW), NOW)
+    for _ in range(3):
+        assert bench.run(touch) == Outcome()
+    assert len(bench.server.calls) == 1
+
+
 def test_a_gang_gets_its_service_before_its_job_and_a_single_pod_gets_none() -> None:
     gang, single = admitted(pods=2, template=CONTAINERS), admitted("single", template=CONTAINERS)
     bench = Bench(gang, single)

@@ -11,6 +11,7 @@ import pytest
 from gpu_tenancy.api import names
 from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.core.amounts import Amount
+from gpu_tenancy.core.devices import miner_pod_name
 from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts
 from gpu_tenancy.kube import resources
 from tests.unit.controller.facts import CONTAINERS, CREATED, NOW, Object, body, record_spec, slot
@@ -434,7 +435,7 @@ def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() 
         "ownerReferences": [{"kind": "MiningPool", "name": "idle", "uid": "uid-idle"}],
     }
     seen = Seen()
-    pod = {**metadata, "name": "miner-1f2c"}
+    pod = {**metadata, "name": miner_pod_name("miner", "claim")}
     spec = {"resourceClaims": [{"resourceClaimName": "miner"}]}
     seen.show(resources.PODS, {"metadata": {**pod, "uid": "pod"}, "spec": spec, "status": {"phase": "Running"}})
     config = [{"opaque": {"driver": names.DRIVER, "parameters": {"holder": "uid-idle"}}}]
@@ -447,7 +448,7 @@ def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() 
     assert (real.namespace, real.name, real.pod_name, real.pod_uid, real.claim_uid, real.node, real.running) == (
         "mining",
         "miner",
-        "miner-1f2c",
+        miner_pod_name("miner", "claim"),
         "pod",
         "claim",
         "n1",
@@ -456,13 +457,18 @@ def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() 
     assert (fake.namespace, fake.pod_uid, fake.claim_uid) == ("team-a", "fake", "")
     assert not real.bereft
     going = {**metadata, "uid": "claim", "deletionTimestamp": "2026-03-01T12:00:00Z"}
-    seen.show(resources.RESOURCE_CLAIMS, {"metadata": going, "spec": {"devices": {"config": config}}})
+    going_spec = {"devices": {"config": config}}
+    seen.show(resources.RESOURCE_CLAIMS, {"metadata": going, "spec": going_spec})
     real, _ = seen.snapshot().miners
     assert (real.bereft, real.deleting, real.running) == (True, True, False)
     leaving = {**pod, "uid": "pod", "deletionTimestamp": "2026-03-01T12:00:00Z"}
     seen.show(resources.PODS, {"metadata": leaving, "spec": spec, "status": {"phase": "Running"}})
     real, _ = seen.snapshot().miners
-    assert (real.bereft, real.deleting) == (False, True)
+    assert (real.bereft, real.deleting) == (False, True), "both go"
+    seen.show(resources.RESOURCE_CLAIMS, {"metadata": {**metadata, "uid": "claim"}, "spec": going_spec})
+    assert seen.snapshot().miners[0].bereft, "only the pod goes"
+    seen.show(resources.RESOURCE_CLAIMS, {"metadata": {**metadata, "uid": "another"}, "spec": going_spec})
+    assert not seen.snapshot().miners[0].bereft, "the claim is not this pod's"
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,8 @@ class NvmlGpus:
 
     def __init__(self, boot_id: Path = BOOT_ID, root: Path = Path("/"), nvidia_smi: str = "nvidia-smi") -> None:
         """`root`: where the host's /dev and /proc are found; `nvidia_smi`: the command that resets a GPU."""
+        self.reset_seconds = RESET_SECONDS
+        """How long a reset may take."""
         self._boot_id = boot_id
         self._root = root
         self._nvidia_smi = nvidia_smi
@@ -251,12 +253,19 @@ class NvmlGpus:
     def _run_reset(self, gpu: str) -> None:
         command = [self._nvidia_smi, "--gpu-reset", "-i", gpu]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=RESET_SECONDS, check=False)  # noqa: S603
-        except (OSError, subprocess.TimeoutExpired) as error:
+            tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603
+        except OSError as error:
             raise GpuError(f"GPU {gpu} was not reset: {error}") from None
-        if done.returncode != 0:
-            said = " ".join((done.stdout + done.stderr).split()) or f"exit code {done.returncode}"
-            refusal = InUse if done.returncode == _SMI_IN_USE else GpuError
+        try:
+            said, _ = tool.communicate(timeout=self.reset_seconds)
+        except subprocess.TimeoutExpired:
+            # One that hangs in the driver cannot be killed: nobody waits for it but a thread of its own.
+            tool.kill()
+            Thread(target=tool.communicate, name="nvml reset", daemon=True).start()
+            raise GpuError(f"GPU {gpu} was not reset within {self.reset_seconds:.0f} s") from None
+        if tool.returncode != 0:
+            said = " ".join(said.split()) or f"exit code {tool.returncode}"
+            refusal = InUse if tool.returncode == _SMI_IN_USE else GpuError
             raise refusal(f"GPU {gpu} was not reset: {said}")
 
     def _watch(self, gpus: Sequence[str]) -> None:
