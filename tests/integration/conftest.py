@@ -74,15 +74,24 @@ def new_world() -> Iterator[Callable[..., Living]]:
             living.stop()
 
 
-def mining_world() -> Iterator[Living]:
-    """Two servers on which everything mines, and a PriceBook."""
-    living = Living()
+def settled_world(
+    settle: Callable[[World], Coroutine[Any, Any, object]],
+    servers: Sequence[GpuServer] = TWO_SERVERS,
+    **options: Any,  # noqa: ANN401  (handed through to World)
+) -> Iterator[Living]:
+    """A world of servers, once it is as `settle` leaves it."""
+    living = Living(servers, **options)
     try:
         living.start()
-        living.run(_populate(living.world))
+        living.run(settle(living.world))
         yield living
     finally:
         living.stop()
+
+
+def mining_world() -> Iterator[Living]:
+    """Two servers on which everything mines, and a PriceBook."""
+    yield from settled_world(_populate)
 
 
 async def _populate(world: World) -> None:

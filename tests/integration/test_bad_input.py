@@ -17,7 +17,7 @@ from gpu_tenancy.kube import resources
 from tests.cluster.api import ApiError, Object
 from tests.cluster.eventually import eventually
 from tests.cluster.world import GpuServer, World, condition_of, lease, price_book, template
-from tests.integration.conftest import Living, story
+from tests.integration.conftest import Living, settled_world, story
 from tests.integration.looks import lease_where, reported, slots_of, told
 
 SERVERS = (GpuServer("n1", gpus=2), GpuServer("n2", gpus=2))
@@ -28,13 +28,7 @@ ON_N2: Final[dict[str, Any]] = {"nodeSelector": {"kubernetes.io/hostname": "n2"}
 
 @pytest.fixture(scope="module")
 def living_world() -> Iterator[Living]:
-    living = Living(SERVERS)
-    try:
-        living.start()
-        living.run(_settle(living.world))
-        yield living
-    finally:
-        living.stop()
+    yield from settled_world(_settle, SERVERS)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from tests.cluster.world import (
     price_book,
     template,
 )
-from tests.integration.conftest import Living, mining_world, story
+from tests.integration.conftest import Living, mining_world, settled_world, story
 from tests.integration.looks import (
     DEPLOYMENTS,
     deployment,
@@ -575,13 +575,7 @@ async def test_a_claim_made_by_hand_without_labels_does_not_keep_its_device_beyo
 
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[Living]:
-    living = Living(SMALL, heartbeat_seconds=0.5, heartbeat_lease_seconds=2)
-    try:
-        living.start()
-        living.run(reported(living.world))
-        yield living
-    finally:
-        living.stop()
+    yield from settled_world(reported, SMALL, heartbeat_seconds=0.5, heartbeat_lease_seconds=2)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from gpu_tenancy.kube import resources
 from tests.cluster.api import Object
 from tests.cluster.eventually import eventually
 from tests.cluster.world import GpuServer, World, condition_of, lease
-from tests.integration.conftest import Living, story
+from tests.integration.conftest import Living, settled_world, story
 from tests.integration.looks import lease_where, reported, told
 
 WHOLE: Final = {"profile": "full"}
@@ -25,13 +25,7 @@ WHOLE: Final = {"profile": "full"}
 
 @pytest.fixture(scope="module")
 def living_world() -> Iterator[Living]:
-    living = Living((GpuServer("n1", gpus=4),))
-    try:
-        living.start()
-        living.run(_settle(living.world))
-        yield living
-    finally:
-        living.stop()
+    yield from settled_world(_settle, (GpuServer("n1", gpus=4),))
 
 
 @pytest.fixture

@@ -294,30 +294,23 @@ class Gather:
         )
 
     def _book(self, body: Object) -> BookFacts:
-        metadata = body["metadata"]
-        spec, invalid = self._parse(PriceBookSpec, body, "spec")
-        status, _ = self._parse(PriceBookStatus, body, "status")
-        return BookFacts(
-            name=metadata["name"],
-            uid=metadata["uid"],
-            generation=metadata.get("generation", 1),
-            created=_time(metadata["creationTimestamp"]),
-            spec=spec,
-            status=status or PriceBookStatus(),
-            invalid=invalid,
-        )
+        return self._cluster_wide(BookFacts, body, PriceBookSpec, PriceBookStatus)
 
     def _tenant(self, body: Object) -> TenantFacts:
+        return self._cluster_wide(TenantFacts, body, GpuTenantSpec, GpuTenantStatus)
+
+    def _cluster_wide(self, facts: Callable[..., T], body: Object, spec: type[M], status: type[ApiModel]) -> T:
+        """An object that has a name and no namespace, and of which nothing is known where its spec cannot be read."""
         metadata = body["metadata"]
-        spec, invalid = self._parse(GpuTenantSpec, body, "spec")
-        status, _ = self._parse(GpuTenantStatus, body, "status")
-        return TenantFacts(
+        said, invalid = self._parse(spec, body, "spec")
+        known, _ = self._parse(status, body, "status")
+        return facts(
             name=metadata["name"],
             uid=metadata["uid"],
             generation=metadata.get("generation", 1),
             created=_time(metadata["creationTimestamp"]),
-            spec=spec,
-            status=status or GpuTenantStatus(),
+            spec=said,
+            status=known or status(),
             invalid=invalid,
         )
 

@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from math import expm1, fsum, log
+from math import expm1, log
 from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import parse_duration
 from gpu_tenancy.api.tenant import Quota
-from gpu_tenancy.api.usage import UsageRecordSpec
-from gpu_tenancy.core.snapshot import PastUsage, TenantDefaults, TenantFacts
+from gpu_tenancy.core.snapshot import TenantDefaults, TenantFacts
 from gpu_tenancy.mig.profiles import FULL, widths
 
 FORGOTTEN: Final = 20
@@ -145,13 +144,3 @@ def faded(slice_seconds: float, since: datetime, at: datetime, half_life: timede
 def _power(half_lives: float) -> float:
     """What is left after so many half-lives."""
     return float(2.0**-half_lives)
-
-
-def past_usage(segments: Iterable[UsageRecordSpec], at: datetime, half_life: timedelta) -> PastUsage:
-    """What the closed ones among these segments come to; each is given once."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for one in segments:
-        if one.billable_to is not None:
-            slices = holding(one.profile, len(one.devices)).memory_slices
-            found[one.lease_namespace].append(decayed(slices, one.billable_from, one.billable_to, at, half_life))
-    return PastUsage(at, {namespace: fsum(each) for namespace, each in found.items()})

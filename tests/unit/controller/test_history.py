@@ -15,10 +15,11 @@ from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.controller import history as module
 from gpu_tenancy.controller.history import REBASED, History
 from gpu_tenancy.core.snapshot import PastUsage
-from gpu_tenancy.core.tenancy import FORGOTTEN, decayed, faded, past_usage
+from gpu_tenancy.core.tenancy import FORGOTTEN, decayed, faded
 from gpu_tenancy.kube import resources
 from tests.unit.controller.facts import NOW, Object, body, record_spec
 from tests.unit.controller.seen import Seen
+from tests.unit.core.past import past_usage
 
 DAY: Final = timedelta(hours=24)
 

@@ -63,10 +63,10 @@ from gpu_tenancy.core.snapshot import (
     TenantDefaults,
     TenantFacts,
 )
-from gpu_tenancy.core.tenancy import past_usage
 from gpu_tenancy.mig.layout import Placement, mask_of
 from gpu_tenancy.mig.profiles import FULL
 from tests.unit.core.builders import MODEL, ROOMY, START, gpus, lease_spec, pool_spec
+from tests.unit.core.past import past_usage
 
 HEARTBEAT: Final = timedelta(seconds=40)
 TENANT_GRACE: Final = timedelta(seconds=2)

@@ -15,9 +15,10 @@ from gpu_tenancy.api.tenant import GpuTenantSpec, GpuTenantStatus, Quota
 from gpu_tenancy.api.usage import BilledDevice, UsageRecordSpec
 from gpu_tenancy.core.ordering import in_turn, rank
 from gpu_tenancy.core.snapshot import UNLIMITED, Key, LeaseFacts, TenantDefaults, TenantFacts
-from gpu_tenancy.core.tenancy import Conflict, Holding, Tenant, Tenants, customer, decayed, faded, holding, past_usage
+from gpu_tenancy.core.tenancy import Conflict, Holding, Tenant, Tenants, customer, decayed, faded, holding
 from gpu_tenancy.mig.profiles import FULL, KNOWN_NAMES, of_model
 from tests.unit.core.builders import MODEL, START, lease_spec
+from tests.unit.core.past import past_usage
 
 DAY = timedelta(hours=24)
 
