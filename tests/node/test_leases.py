@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from gpu_tenancy.api import names
 from tests.cluster.eventually import eventually
 from tests.cluster.node.realnode import RealNode
 from tests.node.conftest import Living, story
@@ -98,6 +99,24 @@ async def test_kubelet_is_restarted_and_pods_are_untouched_and_the_next_one_gets
     assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]
     assert node_selector
     assert (await here.node_of("second")).name == node.name
+
+
+@story
+async def test_a_pod_that_kubelet_has_put_off_is_looked_at_again_and_again(here: Site) -> None:
+    """kubelet that could not prepare a claim tries again at its next full sync only, a minute and more later."""
+    await here.lease("train")
+    [node] = [node for node in here.nodes if await here.devices(node)]
+    await node.kill(AGENT)
+    await here.create(pod("train", "environment", "exit=0", claim="train"))
+
+    async def marked() -> str:
+        found = await here.get("train")
+        return str(found["metadata"].get("annotations", {}).get(names.ANNOTATION_TOUCHED, "")) if found else ""
+
+    first = await eventually("the pod to be touched", marked)
+    await here.start_agent(node)
+    await here.phase("train", "Succeeded")
+    assert await marked() > first
 
 
 @story

@@ -9,12 +9,12 @@ import pytest
 
 from gpu_tenancy.api.names import ANY_GPU_TAINT
 from gpu_tenancy.api.pool import MiningPoolStatus, PoolConditionType, PoolReason
-from gpu_tenancy.core.actions import StartMiner, StopMiner, TouchClaim
+from gpu_tenancy.core.actions import StartMiner, StopMiner, TouchClaim, TouchPod
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.podspec import Taint
-from gpu_tenancy.core.snapshot import Failure, LeftClaim
+from gpu_tenancy.core.snapshot import Failure, LeftClaim, StartingPod
 from tests.unit.core.builders import START
 from tests.unit.core.simulation import Cluster
 
@@ -250,6 +250,27 @@ def test_a_claim_that_stays_behind_is_touched_after_a_while_and_again_after_a_lo
     assert before.next_wake <= START + timedelta(seconds=due)
     at = START + timedelta(seconds=due)
     assert [one for one in plan(facts, at).actions if isinstance(one, TouchClaim)] == [TouchClaim(claim, at)]
+
+
+def starting(bound: float, touched: float | None = None) -> StartingPod:
+    """A pod that was bound, and touched, so many seconds after the start."""
+    instant = None if touched is None else START + timedelta(seconds=touched)
+    return StartingPod("mining", "miner", "uid-pod", "n1", START + timedelta(seconds=bound), instant)
+
+
+@pytest.mark.parametrize(
+    ("pod", "due"),
+    [(starting(0), 2), (starting(0, 2), 8), (starting(0, 8), 32), (starting(10, 3), 12), (starting(10, 11), 18)],
+    ids=["never touched", "touched once", "touched twice", "touched before it was seen", "touched early"],
+)
+def test_a_bound_pod_that_does_not_begin_is_touched_ever_more_rarely(pod: StartingPod, due: int) -> None:
+    facts = replace(node_of_two().snapshot(), starting=(pod,))
+    before = plan(facts, START + timedelta(seconds=due - 1))
+    assert not [one for one in before.actions if isinstance(one, TouchPod)]
+    assert before.next_wake is not None
+    assert before.next_wake <= START + timedelta(seconds=due)
+    at = START + timedelta(seconds=due)
+    assert [one for one in plan(facts, at).actions if isinstance(one, TouchPod)] == [TouchPod(pod, at)]
 
 
 def test_a_burst_of_claims_that_are_late_is_not_touched_all_at_once() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from gpu_tenancy.api import names
+
 
 class Wire(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """A part of an object as it is on the wire; absent is empty."""
@@ -45,8 +47,14 @@ class LeanMeta(Wire, frozen=True):
     deletion_timestamp: datetime | None = None
 
 
+class PodMarks(Wire, frozen=True):
+    """metadata.annotations of a pod: of what many write for many reasons, only the operator's own."""
+
+    touched_at: str = msgspec.field(name=names.ANNOTATION_TOUCHED, default="")
+
+
 class PodMeta(Wire, frozen=True):
-    """metadata of a pod; its annotations change for many reasons and decide nothing here."""
+    """metadata of a pod."""
 
     name: str
     uid: str = ""
@@ -55,6 +63,7 @@ class PodMeta(Wire, frozen=True):
     deletion_timestamp: datetime | None = None
     deletion_grace_period_seconds: int | None = None
     owner_references: tuple[Owner, ...] = ()
+    annotations: PodMarks = PodMarks()
 
 
 class ResourceLists(Wire, frozen=True):
@@ -95,6 +104,7 @@ class PodStatus(Wire, frozen=True):
     """status of a pod."""
 
     phase: str = ""
+    pod_ip: str = msgspec.field(name="podIP", default="")
 
 
 class Pod(Wire, frozen=True):

@@ -35,10 +35,11 @@ from gpu_tenancy.core.actions import (
     StartMiner,
     StopMiner,
     TouchClaim,
+    TouchPod,
     Unbind,
     blame,
 )
-from gpu_tenancy.core.snapshot import Failure, LeaseFacts
+from gpu_tenancy.core.snapshot import Failure, LeaseFacts, LeftClaim, StartingPod
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Rejected
@@ -52,7 +53,7 @@ STAGES: Final[tuple[tuple[type[Action], ...], ...]] = (
     (Admit, CreateClaimTemplate),
     (SetSlots,),
     (StopMiner, DeleteClaimTemplate, DeleteJob, DeletePod),
-    (CreateJob, StartMiner, TouchClaim),
+    (CreateJob, StartMiner, TouchClaim, TouchPod),
 )
 """What must be done before what; the actions of one stage run together.
 
@@ -68,7 +69,7 @@ STOPPING: Final = (DeleteClaimTemplate, DeleteJob, DeletePod)
 CLOSING: Final = ("billableTo", "seconds", "reason")
 """Fields of a UsageRecord that are written when its segment ends."""
 MOST_UNTOUCHABLE: Final = 10_000
-"""Claims that are remembered as such; after that each is tried once more."""
+"""Claims and pods that are remembered as such; after that each is tried once more."""
 FIRST_RETRY: Final = timedelta(seconds=2)
 LONGEST_RETRY: Final = timedelta(minutes=5)
 
@@ -96,7 +97,7 @@ class Execute:
         self._expected = Expectations()
         self._refusals: dict[str, tuple[int, datetime]] = {}
         self._untouchable: set[str] = set()
-        """UIDs of claims that the API server lets nobody annotate."""
+        """UIDs of claims and pods that the API server does not let the operator annotate."""
         self._held: dict[Hashable, datetime] = {}
         """Actions that were refused, and when each is tried again."""
 
@@ -194,7 +195,9 @@ class Execute:
             case StartMiner():
                 await self._start_miner(action)
             case TouchClaim():
-                await self._touch(action)
+                await self._touch_claim(action)
+            case TouchPod():
+                await self._touch_pod(action)
             case Unbind():
                 await self._unbind(action.lease)
             case _:
@@ -331,29 +334,46 @@ class Execute:
             pod = manifests.miner_pod(pool, node, action.device, claim_uid)
             await self._create(resources.PODS, pod, pool.uid)
 
-    async def _touch(self, action: TouchClaim) -> None:
-        """An update makes kube-controller-manager look at the claim, whatever it says. The UID is a precondition."""
+    async def _touch_claim(self, action: TouchClaim) -> None:
+        """An update makes kube-controller-manager look at the claim, whatever it says."""
         claim = action.claim
-        if claim.uid in self._untouchable or not self._expected.begin(
-            "touch", resources.RESOURCE_CLAIMS, claim.namespace, claim.name, claim.uid
-        ):
+        if not self._may_touch(resources.RESOURCE_CLAIMS, claim):
             return
         _log.warning(
             "Claim %s/%s was deleted at %s, no pod uses it, and it is still there: kube-controller-manager is made to "
             "look at it again.", claim.namespace, claim.name, format_time(claim.deleted_at),
         )  # fmt: skip
-        metadata = {"uid": claim.uid, "annotations": {names.ANNOTATION_TOUCHED: format_time(action.at)}}
+        await self._touch(resources.RESOURCE_CLAIMS, claim, action.at)
+
+    async def _touch_pod(self, action: TouchPod) -> None:
+        """An update makes kubelet look at the pod, whatever it says."""
+        pod = action.pod
+        if not self._may_touch(resources.PODS, pod):
+            return
+        _log.info(
+            "Pod %s/%s has been bound to %s since %s and has not begun: kubelet is made to look at it again.",
+            pod.namespace, pod.name, pod.node, format_time(pod.bound_at),
+        )  # fmt: skip
+        await self._touch(resources.PODS, pod, action.at)
+
+    def _may_touch(self, resource: Resource, one: LeftClaim | StartingPod) -> bool:
+        known = one.uid in self._untouchable
+        return not known and self._expected.begin("touch", resource, one.namespace, one.name, one.uid)
+
+    async def _touch(self, resource: Resource, one: LeftClaim | StartingPod, at: datetime) -> None:
+        """The UID is a precondition. Not to be let touch something is nobody's fault and hinders nothing."""
+        metadata = {"uid": one.uid, "annotations": {names.ANNOTATION_TOUCHED: format_time(at)}}
         try:
-            await self._client.merge_patch(
-                resources.RESOURCE_CLAIMS, claim.name, {"metadata": metadata}, claim.namespace
-            )
+            await self._client.merge_patch(resource, one.name, {"metadata": metadata}, one.namespace)
         except NotFound:
             return
         except Rejected as error:
             if len(self._untouchable) >= MOST_UNTOUCHABLE:
                 self._untouchable.clear()
-            self._untouchable.add(claim.uid)
-            _log.warning("Claim %s/%s cannot be touched and is left alone: %s", claim.namespace, claim.name, error)
+            self._untouchable.add(one.uid)
+            _log.warning(
+                "%s %s/%s cannot be touched and is left alone: %s", resource.kind, one.namespace, one.name, error
+            )
 
     async def _create(self, resource: Resource, body: Object, holder: str) -> str:
         """Create once; its UID where this call made it. An object of that name that is ours is success; somebody else's

@@ -9,7 +9,7 @@ from gpu_tenancy.api import names
 from gpu_tenancy.controller import digests
 from gpu_tenancy.controller.views import TERMINAL
 from gpu_tenancy.core.devices import miner_pod_name
-from gpu_tenancy.core.snapshot import ClaimFacts, JobFacts, LeftClaim, MinerFacts, PodRef
+from gpu_tenancy.core.snapshot import ClaimFacts, JobFacts, LeftClaim, MinerFacts, PodRef, StartingPod
 
 
 def claim_facts(claim: digests.Claim, pods: Mapping[str, digests.Pod], longest_grace: int) -> ClaimFacts:
@@ -51,6 +51,13 @@ def left_claim(claim: digests.Claim, pods: Mapping[str, digests.Pod]) -> LeftCla
             return None
     touched_at = _instant(metadata.annotations.get(names.ANNOTATION_TOUCHED, ""))
     return LeftClaim(metadata.namespace, metadata.name, metadata.uid, metadata.deletion_timestamp, touched_at)
+
+
+def starting_pod(pod: digests.Pod, bound_at: datetime) -> StartingPod:
+    """A pod that is bound and has not begun."""
+    metadata = pod.metadata
+    touched_at = _instant(metadata.annotations.touched_at)
+    return StartingPod(metadata.namespace, metadata.name, metadata.uid, pod.spec.node_name, bound_at, touched_at)
 
 
 def _instant(text: str) -> datetime | None:

@@ -27,7 +27,7 @@ from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.tenant import GpuTenantSpec, GpuTenantStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.controller import digests
-from gpu_tenancy.controller.facts import claim_facts, claim_of, job_facts, left_claim, miner_facts
+from gpu_tenancy.controller.facts import claim_facts, claim_of, job_facts, left_claim, miner_facts, starting_pod
 from gpu_tenancy.controller.history import History
 from gpu_tenancy.controller.views import Views, is_miners, is_owned
 from gpu_tenancy.core import amounts, podspec
@@ -142,6 +142,7 @@ class Gather:
             miners=self._miners(miner_claims),
             orphans=tuple(record for left in records.values() for record in left),
             left_claims=self._left_claims(),
+            starting=tuple(starting_pod(pod, since) for pod, since in self._views.starting.pods() if self._ours(pod)),
             failures={uid: failure for uid, failure in failures.items() if failure.retry_at > now},
             tenants=tuple(self._tenant(body) for body in store.all(resources.GPU_TENANTS)),
             tenant_defaults=self._defaults,
@@ -199,6 +200,15 @@ class Gather:
         pods = self._views.pods.items
         found = (left_claim(claim, pods) for claim in self._views.claims.items.values())
         return tuple(one for one in found if one is not None)
+
+    def _ours(self, pod: digests.Pod) -> bool:
+        """It uses a claim on devices of ours: a miner's, a lease's, or one that somebody wrote by hand."""
+        views, namespace = self._views, pod.metadata.namespace
+        return any(
+            f"{namespace}/{used.resource_claim_template_name}" in views.claim_templates.items
+            or f"{namespace}/{used.resource_claim_name}" in views.claims.items
+            for used in pod.spec.resource_claims
+        )
 
     def _jobs(self) -> dict[tuple[str, str], list[JobFacts]]:
         """Jobs by UID of their lease. Anybody may label a Job: what the operator did not write is not read either."""

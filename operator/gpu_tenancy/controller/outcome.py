@@ -16,6 +16,7 @@ from gpu_tenancy.core.actions import (
     StartMiner,
     StopMiner,
     TouchClaim,
+    TouchPod,
 )
 from gpu_tenancy.core.snapshot import Failure
 
@@ -83,7 +84,7 @@ def identity(action: Action) -> Hashable:
             what = (action.pool.uid, action.pool.generation, action.node, action.device)
         case DeleteJob():
             what = action.uid
-        case DeletePod():
+        case DeletePod() | TouchPod():
             what = action.pod.uid
         case TouchClaim():
             what = action.claim.uid

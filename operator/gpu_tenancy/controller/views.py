@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -101,6 +101,34 @@ def _wants_ours(claim: digests.Claim) -> bool:
     return names.DRIVER in drivers
 
 
+class Starting:
+    """Pods with claims that are bound and have not begun to run, and since when they were seen so, on the operator's
+    own clock: the time at which kube-scheduler bound a pod is among its conditions, whose every change would wake us.
+    """
+
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
+        self._since: dict[str, tuple[digests.Pod, datetime]] = {}
+
+    def note(self, old: digests.Pod | None, new: digests.Pod | None) -> None:
+        """Take one pod's change into account."""
+        _, since = self._since.pop(old.metadata.uid, (old, None)) if old is not None else (None, None)
+        if new is not None and _has_not_begun(new):
+            same = old is not None and old.metadata.uid == new.metadata.uid
+            self._since[new.metadata.uid] = new, (since if same else None) or self._clock()
+
+    def pods(self) -> Iterable[tuple[digests.Pod, datetime]]:
+        """The pods, and since when they are bound."""
+        return self._since.values()
+
+
+def _has_not_begun(pod: digests.Pod) -> bool:
+    """It is bound, its claims have to be prepared, and kubelet has not told of a sandbox yet. (A pod of the host's
+    network has the host's address at once: it counts as begun.)"""
+    status, bound = pod.status, bool(pod.spec.node_name and pod.spec.resource_claims)
+    return bound and status.phase == "Pending" and not status.pod_ip and pod.metadata.deletion_timestamp is None
+
+
 class Pulse:
     """Until when each agent counts as alive, on the operator's own clock.
 
@@ -141,12 +169,11 @@ class Views:
     def __init__(self, client: KubeClient, system_namespace: str, on_change: Callable[[], None]) -> None:
         self.store = ObjectStore(on_change=on_change)
         self.loads = NodeLoads()
+        self.starting = Starting()
         self.pulse = Pulse()
         held = names.LABEL_HOLDER
         self.nodes = Reflector(client, resources.NODES, digests.Node, _by_name, on_change=on_change)
-        self.pods = Reflector(
-            client, resources.PODS, digests.Pod, _by_key, on_change=on_change, on_item=self.loads.note
-        )
+        self.pods = Reflector(client, resources.PODS, digests.Pod, _by_key, on_change=on_change, on_item=self._note_pod)
         self.jobs = Reflector(client, resources.JOBS, digests.Job, _by_key, label_selector=held, on_change=on_change)
         self.claims = Reflector(
             client, resources.RESOURCE_CLAIMS, digests.Claim, _by_key, keep=_wants_ours, on_change=on_change
@@ -177,6 +204,10 @@ class Views:
             on_item=lambda old, new: on_change() if self.pulse.note(old, new) else None,
         )
         self.namespaces = Reflector(client, resources.NAMESPACES, digests.Namespace, _by_name, on_change=on_change)
+
+    def _note_pod(self, old: digests.Pod | None, new: digests.Pod | None) -> None:
+        self.loads.note(old, new)
+        self.starting.note(old, new)
 
     async def run(self) -> None:
         """Keep every view in step until cancelled."""

@@ -21,6 +21,7 @@ from gpu_tenancy.core.snapshot import (
     PodRef,
     PoolFacts,
     RecordFacts,
+    StartingPod,
     TenantFacts,
 )
 from gpu_tenancy.core.tenancy import Conflict, Holding
@@ -155,9 +156,18 @@ class TouchClaim:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class TouchPod:
+    """Write something harmless to a pod that is bound and does not begin, so that kubelet looks at it again."""
+
+    pod: StartingPod
+    at: datetime
+
+
 Action = (
     OpenRecord | CloseRecord | ArchiveRecord | Admit | SetSlots | StopMiner | DeleteClaimTemplate | DeleteJob
-    | DeletePod | CreateClaimTemplate | CreateJob | StartMiner | TouchClaim | Unbind
+    | DeletePod | CreateClaimTemplate | CreateJob | StartMiner | TouchClaim | TouchPod
+    | Unbind
 )  # fmt: skip
 
 
@@ -249,7 +259,7 @@ def blame(action: Action) -> tuple[str, Key | None]:
     match action:
         case CloseRecord():
             return action.uid, None
-        case ArchiveRecord() | SetSlots() | TouchClaim():
+        case ArchiveRecord() | SetSlots() | TouchClaim() | TouchPod():
             return "", None
         case StopMiner():
             return action.miner.pool, None

@@ -209,4 +209,5 @@ def _next_wake(snapshot: Snapshot, outlooks: Iterable[Outlook], prices: Pricing,
             instants += [node.agent_until + SECOND, node.agent_until + NODE_LOSS]
     instants += [failure.retry_at for failure in snapshot.failures.values()]
     instants += [writes.touch_at(claim) for claim in snapshot.left_claims]
+    instants += [writes.start_at(pod) for pod in snapshot.starting]
     return min((instant for instant in instants if instant is not None and instant > now), default=None)

@@ -285,6 +285,20 @@ class LeftClaim:
 
 
 @dataclass(frozen=True, slots=True)
+class StartingPod:
+    """A pod of a lease or of a miner that is bound, and of which kubelet has not told anything since."""
+
+    namespace: str
+    name: str
+    uid: str
+    node: str
+    bound_at: datetime
+    """When it was first seen bound."""
+    touched_at: datetime | None = None
+    """When it was last written so that kubelet looks at it."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolFacts:
     """A MiningPool."""
 
@@ -377,6 +391,8 @@ class Snapshot:
     """UsageRecords whose lease no longer exists."""
     left_claims: tuple[LeftClaim, ...] = ()
     """Claims that should be gone."""
+    starting: tuple[StartingPod, ...] = ()
+    """Pods that should have begun."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """Refused actions by UID of the lease or pool they were for."""
     tenants: tuple[TenantFacts, ...] = ()

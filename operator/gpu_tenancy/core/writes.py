@@ -32,10 +32,11 @@ from gpu_tenancy.core.actions import (
     StartMiner,
     StopMiner,
     TouchClaim,
+    TouchPod,
 )
 from gpu_tenancy.core.mining import by_device, revision
 from gpu_tenancy.core.outlooks import has_completed, unfinished
-from gpu_tenancy.core.snapshot import ClaimFacts, LeftClaim, MinerFacts, Snapshot
+from gpu_tenancy.core.snapshot import ClaimFacts, LeftClaim, MinerFacts, Snapshot, StartingPod
 from gpu_tenancy.core.stock import Stock, unreachable
 
 Slots = Mapping[str, tuple[Slot, ...]]
@@ -49,8 +50,12 @@ MINER_GRACE_SECONDS: Final = 1
 TOUCH_AFTER: Final = timedelta(seconds=30)
 """How long a claim may stay behind; kube-controller-manager needs milliseconds, and half a minute in a great burst."""
 TOUCH_AGAIN: Final = timedelta(minutes=2)
+START_AFTER: Final = timedelta(seconds=2)
+"""How long a bound pod may show no sign of life before kubelet is made to look again; a sandbox takes half a second."""
+START_AGAIN: Final = 4
+"""Then when it has been bound four times as long, and so on: kubelet says nothing either while it pulls an image."""
 MOST_TOUCHES: Final = 128
-"""Claims that are touched in one cycle: the rest of a burst comes later, or has gone by then."""
+"""Claims, and pods, that are touched in one cycle: the rest of a burst comes later, or needs it no more by then."""
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------------
@@ -152,15 +157,27 @@ def _unreadable_nodes(snapshot: Snapshot) -> frozenset[str]:
 
 
 def touches(snapshot: Snapshot, now: datetime) -> Iterator[Action]:
-    """Claims that kube-controller-manager has forgotten. It frees a claim when it sees the pod go; of a pod that came
-    and went while its watch was broken it never hears, and the device stays taken for half a day."""
+    """Claims that kube-controller-manager has forgotten, and pods that kubelet has put off.
+
+    The former frees a claim when it sees the pod go; of a pod that came and went while its watch was broken it never
+    hears, and the device stays taken for half a day. The latter is refused the claim of a pod that is bound until the
+    API server's node authorizer has seen so too, and then waits for its next full sync, a minute or more."""
     due = (claim for claim in snapshot.left_claims if touch_at(claim) <= now)
     yield from (TouchClaim(claim, now) for claim in islice(due, MOST_TOUCHES))
+    late = (pod for pod in snapshot.starting if start_at(pod) <= now)
+    yield from (TouchPod(pod, now) for pod in islice(late, MOST_TOUCHES))
 
 
 def touch_at(claim: LeftClaim) -> datetime:
     """When a claim that is still there is to be touched."""
     return claim.deleted_at + TOUCH_AFTER if claim.touched_at is None else claim.touched_at + TOUCH_AGAIN
+
+
+def start_at(pod: StartingPod) -> datetime:
+    """When a pod that has not begun is to be touched."""
+    if pod.touched_at is None or pod.touched_at <= pod.bound_at:
+        return pod.bound_at + START_AFTER
+    return pod.bound_at + START_AGAIN * max(pod.touched_at - pod.bound_at, START_AFTER)
 
 
 def pool_outlooks(snapshot: Snapshot, places: Mining) -> tuple[PoolOutlook, ...]:

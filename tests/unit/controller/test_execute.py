@@ -38,9 +38,10 @@ from gpu_tenancy.core.actions import (
     StartMiner,
     StopMiner,
     TouchClaim,
+    TouchPod,
     Unbind,
 )
-from gpu_tenancy.core.snapshot import LeaseFacts, LeftClaim, MinerFacts, PodRef
+from gpu_tenancy.core.snapshot import LeaseFacts, LeftClaim, MinerFacts, PodRef, StartingPod
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Rejected, Transient
 from gpu_tenancy.kube.resources import Resource
@@ -488,6 +489,20 @@ def test_a_claim_that_nobody_can_annotate_is_left_alone_and_blames_nobody() -> N
     for _ in range(3):
         assert bench.run(touch) == Outcome()
     assert len(bench.server.calls) == 1
+
+
+def test_a_pod_that_does_not_begin_is_written_to_once_for_each_time_it_is_due_and_never_a_namesake() -> None:
+    bench = Bench()
+    pod = StartingPod("team-a", "notebook", "uid-pod", "n1", NOW - timedelta(seconds=2))
+    assert bench.run(TouchPod(pod, NOW)) == Outcome()
+    assert bench.server.calls == [("patch", "pods", "notebook")]
+    assert bench.server.details[-1]["patch"] == {
+        "metadata": {"uid": "uid-pod", "annotations": {names.ANNOTATION_TOUCHED: format_time(NOW)}}
+    }
+    bench.server.refuse("patch", "pods", "other", FORBIDDEN)
+    for _ in range(3):
+        assert bench.run(TouchPod(replace(pod, name="other", uid="uid-other"), NOW)) == Outcome()
+    assert len(bench.server.calls) == 2
 
 
 def test_a_gang_gets_its_service_before_its_job_and_a_single_pod_gets_none() -> None:

@@ -504,6 +504,33 @@ def test_a_claim_that_is_deleted_and_used_by_no_pod_has_stayed_behind(deleted: b
             assert minutes == touched
 
 
+def test_a_pod_of_ours_that_is_bound_and_has_not_begun_is_told_with_the_time_it_was_seen() -> None:
+    seen = Seen()
+    template = {"metadata": {"name": "train", "namespace": "team-a", "uid": "template", "labels": {}}}
+    seen.show(resources.RESOURCE_CLAIM_TEMPLATES, template)
+
+    def show(name: str, node: str = "n1", uses: str = "train", touched: str = "", **status: str) -> None:
+        marks = {"example.com/other": "x", names.ANNOTATION_TOUCHED: touched}
+        metadata = {"name": name, "namespace": "team-a", "uid": f"uid-{name}", "annotations": marks}
+        spec = {"nodeName": node, "resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": uses}]}
+        body = {"metadata": metadata, "spec": spec, "status": {"phase": "Pending", **status}}
+        seen.show(resources.PODS, body)
+
+    show("late")
+    show("touched", touched="2026-03-01T12:01:00Z")
+    show("unbound", node="")
+    show("begun", podIP="10.0.0.1")
+    show("running", phase="Running")
+    show("of-another-driver", uses="other")
+    first = {one.name: one for one in seen.snapshot().starting}
+    assert set(first) == {"late", "touched"}
+    assert first["touched"].touched_at == datetime(2026, 3, 1, 12, 1, tzinfo=UTC)
+    show("late", touched="2026-03-01T12:02:00Z")
+    show("touched", podIP="10.0.0.2")
+    [again] = seen.snapshot().starting
+    assert (again.name, again.bound_at) == ("late", first["late"].bound_at)
+
+
 # --- what it costs -----------------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ from gpu_tenancy.core.actions import (
     StartMiner,
     StopMiner,
     TouchClaim,
+    TouchPod,
     Unbind,
     blame,
 )
@@ -536,7 +537,7 @@ class Cluster:
                 return action.node in hidden
             case StopMiner():
                 return action.miner.node in hidden
-            case TouchClaim():
+            case TouchClaim() | TouchPod():
                 return False
             case CloseRecord() | ArchiveRecord():
                 return action.record.name in self.unreadable
@@ -588,8 +589,8 @@ class Cluster:
             case CreateClaimTemplate() | DeleteClaimTemplate() | CreateJob() | DeleteJob() | DeletePod():
                 self._write_workload(action)
                 yield
-            case TouchClaim():
-                raise AssertionError("no claim stays behind in this cluster")
+            case TouchClaim() | TouchPod():
+                raise AssertionError("nothing stays behind in this cluster")
             case Unbind():
                 self._unbind(action)
                 yield
