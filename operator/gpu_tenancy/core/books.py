@@ -6,7 +6,7 @@ Leases are hard: what they take is gone. Miners are soft: they yield their GPU t
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
 from gpu_tenancy.core.amounts import NOTHING, Amount, total
@@ -18,10 +18,21 @@ WHOLE: Final = Placement(FULL, 0)
 """The one device of a GPU that is not in MIG mode."""
 
 
+class Promise(NamedTuple):
+    """A part of a GPU that is kept for somebody, with its share of the node."""
+
+    key: str
+    """For whom or what."""
+    mask: int
+    """Memory slices as bits."""
+    amount: Amount
+    """CPU, memory and pods that are kept with it."""
+
+
 class GpuBook:
     """State of one GPU in the working copy."""
 
-    __slots__ = ("draining", "gpu", "hard", "mig", "mined")
+    __slots__ = ("draining", "gpu", "hard", "mig", "mined", "promised")
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
@@ -33,6 +44,16 @@ class GpuBook:
         """Memory slices from which a former lease has not gone yet, as bits."""
         self.mined: tuple[Slot, ...] = ()
         """What pools hold."""
+        self.promised: tuple[Promise, ...] = ()
+        """What is kept for others than those who are placed now. Miners may use it."""
+
+    @property
+    def taken(self) -> int:
+        """Memory slices that nobody who is placed now may have, as bits."""
+        taken = self.hard
+        for promise in self.promised:
+            taken |= promise.mask
+        return taken
 
     def places(self, hard: int) -> Sequence[Placement]:
         """Devices that are left on the GPU where leases hold these memory slices; none where it is not healthy."""
@@ -53,7 +74,7 @@ class GpuBook:
 class NodeBook:
     """State of one node in the working copy."""
 
-    __slots__ = ("_gpus", "_mining", "answers", "buckets", "facts", "free", "objection", "slots")
+    __slots__ = ("_gpus", "_mining", "answers", "buckets", "facts", "free", "kept", "objection", "promised", "slots")
 
     def __init__(self, facts: NodeFacts, objection: str) -> None:
         """`objection`: why nothing may be planned on it; empty where it may."""
@@ -61,6 +82,10 @@ class NodeBook:
         self.objection = objection
         self.free: Amount = facts.allocatable - facts.foreign
         """What leases leave; miners are not counted: they yield."""
+        self.promised: Amount = NOTHING
+        """What of that is kept for others than those who are placed now."""
+        self.kept = 0
+        """Promises of parts of its GPUs."""
         self._gpus: dict[str, GpuBook] | None = None
         self._mining: Amount | None = None
         self.slots: list[Slot] = []
@@ -69,6 +94,11 @@ class NodeBook:
         """Nodes that are interchangeable with it for whole GPUs, itself among them, by model."""
         self.answers: dict[Hashable, Any] = {}
         """What was found out about the node as it is: whoever changes it empties this."""
+
+    @property
+    def available(self) -> Amount:
+        """What whoever is placed now may have."""
+        return self.free - self.promised if self.kept else self.free
 
     @property
     def gpus(self) -> dict[str, GpuBook]:

@@ -311,14 +311,14 @@ def _mig_gpus(node: NodeBook) -> Iterator[_Gpu]:
     for slot in node.slots:
         held.setdefault(slot.gpu, []).append(slot)
     for uuid, book in node.gpus.items():
-        if book.mig and book.gpu.healthy:
+        if book.mig and book.gpu.healthy and not book.promised:
             slots = sorted(held.get(uuid, ()), key=_START)
             yield _Gpu(node.facts.name, book, tuple(slots), tuple((slot.profile, slot.start) for slot in slots))
 
 
 def _hosts(gpus: Sequence[tuple[NodeBook, list[_Gpu]]], want: Want) -> Iterator[_Host]:
     for node, on_node in gpus:
-        if not (pods := node.free.times(want.needs.amount)) or not want.allowed_on(node.facts):
+        if not (pods := node.available.times(want.needs.amount)) or not want.allowed_on(node.facts):
             continue
         serving = [_Found(gpu, _ways_of(gpu, want.profile)) for gpu in on_node if room.serves(gpu.book, want)]
         seats = sum(found.ways.seats for found in serving)

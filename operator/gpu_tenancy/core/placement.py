@@ -9,7 +9,8 @@ them is taken.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -17,7 +18,7 @@ from typing import Final, NamedTuple
 
 from gpu_tenancy.api.node import ObservedSlot, Slot
 from gpu_tenancy.core.amounts import Amount
-from gpu_tenancy.core.books import GpuBook, NodeBook
+from gpu_tenancy.core.books import GpuBook, NodeBook, Promise
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.preemption import DRAINING_COST, MINER_COST, MOST_DEVICES, PER_POD, GpuState, Offer, offer, union
 from gpu_tenancy.core.snapshot import NodeFacts, once_per_node
@@ -83,6 +84,11 @@ class World:
         self._rankings: dict[tuple[str, str, int], _Ranking] = {}
         self._wholes: dict[str, dict[_NodeState, _WholeBucket]] = {model: {} for model in self.all_models}
         self._models: dict[str, list[str]] = {}
+        self._promised: dict[str, list[_Kept]] = {}
+        """What is kept, by key."""
+        self._full_without: dict[frozenset[str], set[Want]] = {}
+        """What found no room even without the promises of these keys."""
+        self._settled = False
 
     def hold(self, node: NodeBook, slot: Slot, amount: Amount) -> None:
         """Keep a lease's device where it is. `amount`: what its pod takes of the node, once per pod."""
@@ -96,7 +102,7 @@ class World:
         for node in self.nodes.values():
             if not node.slots and not node.facts.leased_reports:
                 if not node.objection:
-                    self._file_unleased(node)
+                    self._file_untouched(node)
                 continue
             kept = {slot.device for slot in node.slots}
             for observed in node.facts.leased_reports:
@@ -104,6 +110,45 @@ class World:
                     self._drain(node, observed)
             if not node.objection:
                 self._file(node, node.gpus.values())
+        self._settled = True
+
+    def promise(self, node: NodeBook, book: GpuBook, promise: Promise) -> None:
+        """Keep a part of a GPU: from now on nobody is placed there but in `without` its key."""
+        place = node, book, promise
+        self._promised.setdefault(promise.key, []).append(place)
+        self._change([place], _keep)
+
+    def release(self, key: str) -> None:
+        """Keep nothing under a key any more: what found no room before may find it now."""
+        self._change(self._promised.pop(key, []), _unkeep)
+        self._full.clear()
+        self._full_without.clear()
+
+    @contextmanager
+    def without(self, keys: Collection[str]) -> Iterator[None]:
+        """Within it, what was promised under these keys is free to be taken."""
+        lifted = [place for key in sorted(keys) for place in self._promised.get(key, ())]
+        if not lifted:
+            yield
+            return
+        former, self._full = self._full, self._full_without.setdefault(frozenset(keys), set())
+        self._change(lifted, _unkeep)
+        try:
+            yield
+        finally:
+            self._change(lifted, _keep)
+            self._full = former
+
+    def _change(self, places: Sequence[_Kept], change: Callable[[NodeBook, GpuBook, Promise], None]) -> None:
+        """Change what is promised of GPUs; once the buckets are filled, they follow."""
+        filed = [(node, book) for node, book, _ in places if self._settled and not node.objection]
+        for node, book in filed:
+            self._unfile(node, (book,))
+        for place in places:
+            change(*place)
+        for node, book in filed:
+            node.answers.clear()
+            self._file(node, (book,))
 
     def models(self, profile: str) -> list[str]:
         """Models present in the cluster that have the profile, in a fixed order."""
@@ -213,11 +258,12 @@ class World:
     def _offer(self, bucket: _SliceBucket, best: Offer, node: NodeBook, want: Want) -> Offer:
         """What a GPU of the bucket offers on a node that has room for one pod at least."""
         found, pods = best, len(best.minus_starts)
-        if pods > 1 and (room := node.free.times(want.needs.amount)) < pods:
+        if pods > 1 and (room := node.available.times(want.needs.amount)) < pods:
             found = offer(bucket.state, want.profile, room) or best
             pods = len(found.minus_starts)
-        after = bucket.state.hard | union(want.model, want.profile, found.minus_starts)
-        crowded = node.crowded_out(want.needs.amount.of(pods), {_first(bucket, node): after}, self._takes)
+        book = _first(bucket, node)
+        after = book.hard | union(want.model, want.profile, found.minus_starts)
+        crowded = node.crowded_out(want.needs.amount.of(pods), {book: after}, self._takes)
         return found._replace(cost=found.cost + crowded * PER_POD // pods) if crowded else found
 
     def _ranking(self, model: str, profile: str, most: int) -> _Ranking:
@@ -264,8 +310,11 @@ class World:
         for model in models:
             self._file_wholes(node, _node_state(node, model))
 
-    def _file_unleased(self, node: NodeBook) -> None:
-        """Enter a node of which no lease has anything, without a look at its GPUs."""
+    def _file_untouched(self, node: NodeBook) -> None:
+        """Enter a node of which no lease has anything: without a look at its GPUs, if nothing of it is promised."""
+        if node.kept:
+            self._file(node, node.gpus.values())
+            return
         unleased = _unleased(node.facts)
         for state, uuids in unleased.slices:
             self._bucket(state).nodes[node] = dict.fromkeys(uuids)
@@ -299,6 +348,9 @@ class World:
 
 _Former = tuple[GpuBook, int, int]
 """A GPU with the hard and draining masks it had before a seat was taken."""
+
+_Kept = tuple[NodeBook, GpuBook, Promise]
+"""A part of a GPU that is kept for somebody."""
 
 _Found = tuple[int, list[Seat]]
 """Seats, and what they cost."""
@@ -368,7 +420,7 @@ def _gpu_state(book: GpuBook) -> GpuState:
     miners = NO_MINERS
     for slot in book.mined:
         miners = _joined(miners, slot.profile, slot.start)
-    return GpuState(book.gpu.model, book.hard, book.draining, miners)
+    return GpuState(book.gpu.model, book.taken, book.draining, miners)
 
 
 @lru_cache(maxsize=4096)
@@ -382,6 +434,20 @@ def _rank(ranking: _Ranking, bucket: _SliceBucket, model: str, profile: str, mos
         insort(ranking, (best, bucket.number, bucket))
 
 
+def _keep(node: NodeBook, book: GpuBook, promise: Promise) -> None:
+    book.promised += (promise,)
+    node.promised += promise.amount
+    node.kept += 1
+
+
+def _unkeep(node: NodeBook, book: GpuBook, promise: Promise) -> None:
+    kept = list(book.promised)
+    kept.remove(promise)
+    book.promised = tuple(kept)
+    node.promised -= promise.amount
+    node.kept -= 1
+
+
 def _first(bucket: _SliceBucket, node: NodeBook) -> GpuBook:
     """The GPU that is taken first of those on the node in the bucket."""
     return node.gpus[next(iter(bucket.nodes[node]))]
@@ -392,13 +458,13 @@ def _cost(placed: Placed) -> int:
 
 
 def _fits(node: NodeBook, want: Want) -> bool:
-    return want.needs.amount.at_most(node.free) and want.allowed_on(node.facts)
+    return want.needs.amount.at_most(node.available) and want.allowed_on(node.facts)
 
 
 def _node_state(node: NodeBook, model: str) -> _NodeState:
     idle = mining = draining = 0
     for book in node.gpus.values():
-        if book.mig or book.hard or not book.gpu.healthy or book.gpu.model != model:
+        if book.mig or book.taken or not book.gpu.healthy or book.gpu.model != model:
             continue
         if book.draining:
             draining += 1
@@ -420,7 +486,7 @@ def _pick(node: NodeBook, want: Want) -> tuple[GpuBook, ...]:
     free = [
         book
         for book in node.gpus.values()
-        if not (book.mig or book.hard) and book.gpu.healthy and book.gpu.model == want.model
+        if not (book.mig or book.taken) and book.gpu.healthy and book.gpu.model == want.model
     ]
     free.sort(key=lambda book: (bool(book.draining), bool(book.mined), -book.gpu.index))
     return tuple(free[: want.count])

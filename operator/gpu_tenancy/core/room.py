@@ -45,7 +45,7 @@ def _why_impossible(want: Want, nodes: Sequence[NodeBook], fitting: int) -> Refu
 def no_room(want: Want, world: World) -> str:
     """Why a possible lease finds no place now: what it needs and how much of that is there."""
     usable = [node for node in world.nodes.values() if not node.objection]
-    left_out = _left_out(world)
+    left_out = f"{_kept(usable, want)}{_left_out(world)}"
     seats = sum(_free_seats(node, want) for node in usable)
     if want.profile != FULL:
         needs = f"needs {want.pods} free {want.profile} ({want.model}), {_each(want)}"
@@ -56,6 +56,21 @@ def no_room(want: Want, world: World) -> str:
         return f"{needs}; the best node has {best} beside the leases that run{left_out}"
     needs = f"needs room for {counted(want.pods, 'pod')} with {_gpus(want, 'free')}, {_each(want)}"
     return f"{needs}; there is room for {seats} beside the leases that run{left_out}"
+
+
+def _kept(nodes: Sequence[NodeBook], want: Want) -> str:
+    """What is free and promised to others, as a clause."""
+    kept = [book for node in nodes if node.kept for book in node.gpus.values() if book.promised and serves(book, want)]
+    if want.profile == FULL:
+        count = sum(1 for book in kept if book.gpu.healthy and not book.hard)
+        noun = "GPU"
+    else:
+        healthy = [book for book in kept if book.gpu.healthy]
+        count = sum(_slices_free(book, want, book.hard) - _slices_free(book, want, book.taken) for book in healthy)
+        noun = want.profile
+    if not count:
+        return ""
+    return f"; {counted(count, f'more {noun}')} {'is' if count == 1 else 'are'} free and kept for others"
 
 
 def _too_few_gpus(want: Want, nodes: Sequence[NodeBook], seats: int) -> str:
@@ -119,7 +134,7 @@ def _seats(node: NodeBook, want: Want) -> int:
 
 
 def _free_wholes(node: NodeBook, want: Want) -> int:
-    return sum(1 for book in node.gpus.values() if serves(book, want) and not book.hard and book.gpu.healthy)
+    return sum(1 for book in node.gpus.values() if serves(book, want) and not book.taken and book.gpu.healthy)
 
 
 def _free_seats(node: NodeBook, want: Want) -> int:
@@ -130,8 +145,8 @@ def _free_seats(node: NodeBook, want: Want) -> int:
         seats = _free_wholes(node, want) // want.count
     else:
         serving = [book for book in node.gpus.values() if serves(book, want) and book.gpu.healthy]
-        seats = sum(_slices_free(book, want, book.hard) for book in serving)
-    return min(seats, node.free.times(want.needs.amount))
+        seats = sum(_slices_free(book, want, book.taken) for book in serving)
+    return min(seats, node.available.times(want.needs.amount))
 
 
 def _slices_free(book: GpuBook, want: Want, occupied: int) -> int:
