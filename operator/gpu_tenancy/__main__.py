@@ -1,12 +1,17 @@
-"""Command line: `gpu-tenancy operator`, `agent`, `crds`. Parses arguments and starts things; nothing else."""
+"""Command line: `gpu-tenancy operator`, `agent`, `plan`, `simulate`, `crds`. Parses arguments and starts things."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
@@ -62,6 +67,67 @@ def agent(
         asyncio.run(run(node, settings))
     except* (ValueError, GpuError, UnreadableCheckpoint) as group:
         raise click.ClickException("; ".join(str(error) for error in group.exceptions)) from group
+
+
+EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
+WRITTEN = click.Path(path_type=Path, dir_okay=False, writable=True)
+PIPED_WIDTH = 160
+"""Columns of what is not printed on a terminal."""
+
+
+class BadInput(click.ClickException):
+    """Something that was given cannot be used."""
+
+    exit_code = 2
+
+
+@main.command()
+@click.argument("files", nargs=-1, type=EXISTING)
+@click.option("--snapshot", type=EXISTING, help="File with a cluster, instead of the one of the kubeconfig.")
+@click.option("--save", type=WRITTEN, help="File to write the cluster into, as it is before the manifests.")
+@click.option("--settings", type=EXISTING, help="Settings of the operator, as it has them.")
+@click.option("--kubeconfig", help="Kubeconfig; absent: $KUBECONFIG, else ~/.kube/config.")
+@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def plan(**order: Any) -> None:  # noqa: ANN401  (click's values, each as its option says)
+    """Show what the next cycle would do with the manifests in FILES, and do nothing.
+
+    Exit status: 0 where all their leases would be served, 3 where one would wait or be refused, 2 for bad input."""
+    from gpu_tenancy.controller.preview_run import Order, run  # noqa: PLC0415
+
+    try:
+        status = asyncio.run(run(Order(**order), _console()))
+    except (ValueError, OSError) as error:
+        raise BadInput(str(error)) from error
+    sys.exit(status)
+
+
+@main.command()
+@click.argument("description", type=EXISTING)
+@click.option("--trace", type=EXISTING, required=True, help="CSV file of what is asked for, and when.")
+@click.option("--mapping", type=EXISTING, help="YAML file that says what the columns of a foreign CSV file are.")
+@click.option("--policy", multiple=True, metavar="NAME=VALUE", help="A policy, over what the description says.")
+@click.option("--faults", multiple=True, metavar="NAME=VALUE", help="A rate of faults, likewise; or: none.")
+@click.option("--seed", type=int, default=0, show_default=True, help="What chance is drawn from.")
+@click.option("--until", help="Latest end: a time, or a duration since the first lease.")
+@click.option("--against", type=EXISTING, help="JSON of another run, to be shown beside this one.")
+@click.option("--json", type=WRITTEN, help="File for the result as JSON.")
+@click.option("--html", type=WRITTEN, help="File for the result as a page with plots.")
+def simulate(**order: Any) -> None:  # noqa: ANN401  (click's values, each as its option says)
+    """Live through a trace on the cluster of a DESCRIPTION, with the operator's own planner on a virtual clock."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from gpu_tenancy.simulate.run import Order, run  # noqa: PLC0415
+
+    try:
+        run(Order(**order), _console(), Console(stderr=True))
+    except (ValueError, OSError) as error:
+        raise BadInput(str(error)) from error
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
 @main.command()

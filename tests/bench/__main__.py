@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from tests.bench import agent, burst, handover, latency, planner, replay, startup
+from tests.bench import admission, agent, burst, fill, handover, latency, planner, preemption, replay, startup
 from tests.bench.figures import Figure, NotMeasurable, show, write
 
 OUTPUT: Final = Path(__file__).parent.parent.parent / "build" / "bench.json"
@@ -35,6 +35,9 @@ BENCHES: Final[dict[str, Bench]] = {
     "handover_mig_s": handover.run_mig,
     "agent_rss_mb": agent.run_idle,
     "dra_prepare_ms": agent.run_prepare,
+    "preempt_decisions_per_s": preemption.run,
+    "openb_fill_pct": fill.run,
+    "mig_gap_closed_pct": admission.run,
     REPLAY: lambda _: replay.run(_trace()),
 }
 """Every bench by the name that `ONLY=` takes; one may yield several figures."""

@@ -44,6 +44,8 @@ class Figure:
     """median / baseline."""
     parts: Mapping[str, Part] = field(default_factory=dict)
     """Where the time went, by what it was spent on; empty where that was not measured."""
+    rows: Sequence[Mapping[str, str | float]] = ()
+    """What the samples were taken from, where they are of different things: a table, by its columns."""
     command: str = ""
     """What repeats it; said by whoever runs the bench."""
 
@@ -76,7 +78,7 @@ def _part(took: Sequence[float]) -> Part:
 
 
 def show(figures: Sequence[Figure]) -> None:
-    """Print the table, and one for each figure that has parts."""
+    """Print the table, and one for each figure that has parts or rows."""
     table = Table(title="gpu-tenancy: figures")
     for column in ("figure", "median", "p95", "unit", "goal", "baseline", "ratio"):
         # fold: a narrow terminal breaks a name, and does not cut it short.
@@ -89,6 +91,8 @@ def show(figures: Sequence[Figure]) -> None:
     for one in figures:
         if one.parts:
             console.print(_parts_table(one))
+        if one.rows:
+            console.print(_rows_table(one))
 
 
 def _parts_table(one: Figure) -> Table:
@@ -98,6 +102,15 @@ def _parts_table(one: Figure) -> Table:
         table.add_column(column, justify="right")
     for name, part in one.parts.items():
         table.add_row(name, f"{part.median:g}", f"{part.p95:g}")
+    return table
+
+
+def _rows_table(one: Figure) -> Table:
+    table = Table(title=f"{one.name}: what it is made of")
+    for column in one.rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in one.rows:
+        table.add_row(*(f"{value:g}" if isinstance(value, float) else str(value) for value in row.values()))
     return table
 
 

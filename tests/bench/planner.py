@@ -97,9 +97,9 @@ def _seconds(snapshot: Snapshot) -> float:
     return time.process_time() - started
 
 
-def nodes() -> Iterator[NodeFacts]:
+def nodes(count: int = NODES) -> Iterator[NodeFacts]:
     """The fleet, every GPU mining; every second node in MIG mode."""
-    for number in range(NODES):
+    for number in range(count):
         name, profile = f"node-{number:03d}", "7g.80gb" if number % 2 else FULL
         mode = GpuMode.MIG if number % 2 else GpuMode.WHOLE
         gpus = tuple(

@@ -147,7 +147,7 @@ def test_defaults_are_filled_in_where_nothing_is_said(control_plane_api: ApiServ
         "pods": 1,
         "podResources": {"cpu": "2", "memory": "1Gi"},
         "tier": "OnDemand",
-        "term": {"notice": "5m"},
+        "term": {"notice": "5m", "renew": False},
         "suspend": False,
         "onCompletion": "Release",
     }
@@ -308,4 +308,6 @@ def test_kubectl_explain_teaches(control_plane_api: ApiServer, field: str, lesso
 def test_kubectl_explain_lists_the_fields_of_a_lease(control_plane_api: ApiServer) -> None:
     printed = control_plane_api.kubectl("explain", "gpulease.spec", "--recursive")
     fields = set(re.findall(r"^  (\w+)\t", printed, re.MULTILINE))
-    assert fields == {"gpus", "pods", "podResources", "tier", "term", "suspend", "onCompletion", "template"}
+    assert fields == {
+        "gpus", "pods", "podResources", "tier", "commitment", "term", "suspend", "onCompletion", "template"
+    }  # fmt: skip

@@ -130,7 +130,7 @@ def test_without_a_rate_a_lease_is_refused_until_finance_adds_one() -> None:
     cluster.step()
     assert cluster.condition(lease).reason is Reason.NO_RATE
     assert cluster.condition(lease).message == (
-        f"PriceBook book has no rate for profile 3g.40gb of model {MODEL}; "
+        f"PriceBook book has no rate for profile 3g.40gb of model {MODEL} at tier OnDemand; "
         "finance must add one before it can be leased."
     )
     cluster.add_book("fixed", book_spec({"full": "36.00", "3g.40gb": "18.00"}))
@@ -144,7 +144,7 @@ def test_books_of_which_none_has_begun_leave_no_rate() -> None:
     lease = cluster.create("train")
     cluster.step()
     assert cluster.condition(lease).message == (
-        f"None of the PriceBooks is in effect, so there is no rate for profile full of model {MODEL}; "
+        f"None of the PriceBooks is in effect, so there is no rate for profile full of model {MODEL} at tier OnDemand; "
         "finance must add one before it can be leased."
     )
 

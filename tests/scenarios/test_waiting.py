@@ -51,8 +51,8 @@ def test_what_cannot_fit_waits_with_its_position_and_what_would_fit_later_goes_f
     assert said(cluster, large) == (
         "Queued",
         (
-            f"Position 1 in the queue: needs 4 free GPUs ({MODEL}) on one node; "
-            "the best node has 0 beside the leases that run."
+            f"Position 1 in the queue: needs 4 free GPUs ({MODEL}) on one node; the best node has 0 beside the leases "
+            "that run. It is not known when there will be: 1 lease on a has no end."
         ),
     )
     assert cluster.leases[large].status.position == 1
@@ -66,7 +66,7 @@ def test_the_message_of_a_gang_counts_the_pods_that_there_is_room_for() -> None:
     gang = cluster.create("gang", count=2, pods=3, cpu="16", memory="64Gi")
     assert said(cluster, gang)[1] == (
         f"Position 1 in the queue: needs room for 3 pods with 2 free GPUs ({MODEL}), 16 CPU and 64Gi memory each; "
-        "there is room for 2 beside the leases that run."
+        "there is room for 2 beside the leases that run. It is not known when there will be: 1 lease on a has no end."
     )
 
 
@@ -77,7 +77,7 @@ def test_the_message_of_a_slice_counts_what_is_left() -> None:
     gang = cluster.create("gang", "2g.20gb", pods=3)
     assert said(cluster, gang)[1] == (
         f"Position 1 in the queue: needs 3 free 2g.20gb ({MODEL}), 1 CPU and 1Gi memory each; "
-        "there is room for 2 beside the leases that run."
+        "there is room for 2 beside the leases that run. It is not known when there will be: 1 lease on a has no end."
     )
 
 

@@ -305,7 +305,7 @@ class Agent:
         except ValidationError as error:
             _log.error("The spec of GpuNode %s is not understood and is left aside: %s", self._node, error)
             return
-        memory.update(lambda now: known.specified(now, spec.slots, new.metadata.generation))
+        memory.update(lambda now: known.specified(now, spec.slots, new.metadata.generation, spec.modes))
 
     async def _gpu_node_anew(self, memory: Memory, outbox: Outbox) -> None:
         """The GpuNode goes with its Node: whatever is made again belongs to the Node as it is now, or it goes too."""
@@ -333,7 +333,8 @@ class Agent:
         """Take in which mode each GPU should be in."""
         indices = [gpu.index for gpu in memory.situation.gpus.values()]
         modes = home.declared_modes(here, indices)
-        memory.update(lambda now: known.declared(now, modes, "; ".join(here.conflicts)))
+        conflict, convertible = "; ".join(here.conflicts), here.convertible_gpus
+        memory.update(lambda now: known.declared(now, modes, conflict, convertible))
 
 
 def _partitioned(situation: Situation) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from gpu_tenancy.agent.conflict import conflicts
 from gpu_tenancy.agent.runtime import DefaultRuntime, default_runtime
 from gpu_tenancy.agent.settings import AgentSettings
-from gpu_tenancy.api.names import ANNOTATION_MIG_GPUS, LABEL_NODE
+from gpu_tenancy.api.names import ANNOTATION_CONVERTIBLE_GPUS, ANNOTATION_MIG_GPUS, LABEL_NODE
 from gpu_tenancy.api.node import GpuMode
 from gpu_tenancy.kube.client import KubeClient
 from gpu_tenancy.kube.errors import AlreadyExists
@@ -49,6 +49,10 @@ class Home:
     """The Node says in which modes its GPUs are to be; else whatever mode they are in is left alone."""
     mistake: str = ""
     """Why that declaration is not understood, as a sentence; empty where it is."""
+    convertible_gpus: frozenset[int] = frozenset()
+    """Indices of the GPUs that the Node lets the operator convert by demand."""
+    remark: str = ""
+    """Why none is though the Node says something about it, as a sentence; empty where all is well."""
     conflicts: tuple[str, ...] = ()
     """Who else hands out the GPUs of the node, a sentence for each."""
     unsure: str = ""
@@ -96,17 +100,30 @@ class Reader:
 
 
 def home_of(metadata: Mapping[str, Any]) -> Home:
-    """What the metadata of a Node say: its UID, and GPU indices in an annotation such as "6,7"."""
-    owner = Owner(metadata["name"], metadata["uid"])
-    text = (metadata.get("annotations") or {}).get(ANNOTATION_MIG_GPUS, "")
-    if not text.strip():
-        return Home(owner, declares=ANNOTATION_MIG_GPUS in (metadata.get("annotations") or {}))
-    if not _INDICES.fullmatch(text):
-        mistake = (
-            f'annotation {ANNOTATION_MIG_GPUS}="{text}" of the Node is not understood; write GPU indices, e.g. "6,7"'
-        )
+    """What the metadata of a Node say: its UID, and GPU indices in annotations such as "6,7"."""
+    owner, annotations = Owner(metadata["name"], metadata["uid"]), metadata.get("annotations") or {}
+    mig, mistake = _indices(annotations, ANNOTATION_MIG_GPUS)
+    if mistake:
         return Home(owner, mistake=mistake)
-    return Home(owner, frozenset(int(index) for index in text.split(",")), declares=True)
+    declares = ANNOTATION_MIG_GPUS in annotations
+    convertible, remark = _indices(annotations, ANNOTATION_CONVERTIBLE_GPUS)
+    if convertible and not declares:
+        remark = (
+            f"no GPU is convertible before annotation {ANNOTATION_MIG_GPUS} of the Node says what each goes back to"
+        )
+        convertible = frozenset()
+    return Home(owner, mig, declares=declares, convertible_gpus=convertible, remark=remark)
+
+
+def _indices(annotations: Mapping[str, str], name: str) -> tuple[frozenset[int], str]:
+    """GPU indices in an annotation; none where there is none. Or why it is not understood, as a sentence."""
+    text = annotations.get(name, "")
+    if not text.strip():
+        return frozenset(), ""
+    if not _INDICES.fullmatch(text):
+        mistake = f'annotation {name}="{text}" of the Node is not understood; write GPU indices, e.g. "6,7"'
+        return frozenset(), mistake
+    return frozenset(int(index) for index in text.split(",")), ""
 
 
 def declared_modes(here: Home, indices: Iterable[int]) -> Mapping[int, GpuMode]:

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from gpu_tenancy.agent.gpus import GpuFacts
-from gpu_tenancy.agent.home import Home, Owner
-from gpu_tenancy.agent.situation import WHOLE_GPU, Held, Remedy, Shape, Situation
+from gpu_tenancy.agent.home import Home, Owner, declared_modes
+from gpu_tenancy.agent.situation import WHOLE_GPU, Held, Remedy, Shape, Situation, asked_mode, is_on_demand
 from gpu_tenancy.agent.steps import foreign, instance_mask, intrusion, slices
 from gpu_tenancy.api.base import ConditionStatus, HolderKind
 from gpu_tenancy.api.names import ANNOTATION_MIG_GPUS, ATTRIBUTE_HOLDER, DRIVER
@@ -40,7 +40,9 @@ def status(
     `here` is the Node with the declared modes of its GPUs; `before` is the last status, whose transition time lives
     on while the condition does not flip.
     """
-    gpus = [_gpu(situation, facts, here) for facts in sorted(situation.gpus.values(), key=lambda gpu: gpu.index)]
+    ordered = sorted(situation.gpus.values(), key=lambda gpu: gpu.index)
+    gpus = [_gpu(situation, facts, here) for facts in ordered]
+    converting = frozenset(facts.uuid for facts in ordered if is_on_demand(situation, facts))
     slots = [_slot(situation.held[device]) for device in sorted(situation.held)]
     return GpuNodeStatus(
         observed_generation=situation.generation or None,
@@ -48,7 +50,9 @@ def status(
         gpus=gpus,
         slots=slots,
         conditions=[
-            _condition(NodeConditionType.READY, _verdict(gpus, slots), situation.generation, before, now),
+            _condition(
+                NodeConditionType.READY, _verdict(gpus, slots, converting, here), situation.generation, before, now
+            ),
             _condition(NodeConditionType.CONFLICT, _ownership(here), situation.generation, before, now),
         ],
     )
@@ -67,6 +71,8 @@ def _gpu(situation: Situation, facts: GpuFacts, here: Home) -> Gpu:
         memory_mib=facts.memory_mib,
         pci_bus_id=facts.pci_bus_id,
         mode=facts.mode,
+        declared=declared_modes(here, [facts.index]).get(facts.index),
+        convertible=facts.index in here.convertible_gpus,
         healthy=trouble is None,
         fenced=[number for number in range(8) if mask >> number & 1],
         message="; ".join(reasons)[:MESSAGE_LIMIT],
@@ -96,16 +102,21 @@ def _fences(situation: Situation, facts: GpuFacts, here: Home) -> list[tuple[int
     ]
     fences += [(instance_mask(one), intrusion(facts, one)) for one in foreign(situation, facts.uuid)]
     fences += [(WHOLE_GPU, conflict) for conflict in here.conflicts]
-    if undeclared := _undeclared(facts, here):
+    if undeclared := _undeclared(situation, facts, here):
         fences.append((WHOLE_GPU, undeclared))
     return fences
 
 
-def _undeclared(facts: GpuFacts, here: Home) -> str:
-    """Why a GPU is not in the mode that its Node declares, or that this cannot be told; empty where all is well."""
+def _undeclared(situation: Situation, facts: GpuFacts, here: Home) -> str:
+    """Why a GPU is not in the mode that it should have, or that this cannot be told; empty where all is well."""
     wanted = GpuMode.MIG if facts.index in here.mig_gpus else GpuMode.WHOLE
-    if here.mistake or facts.mode is wanted:
+    if here.mistake:
         return here.mistake
+    asked = asked_mode(situation, facts)
+    if is_on_demand(situation, facts):
+        return f"GPU {facts.index} is converted by demand from {facts.mode} to {asked} once nothing is on it"
+    if facts.mode in {wanted, asked}:
+        return ""
     if here.declares:
         return (
             f"GPU {facts.index} is in mode {facts.mode}, the Node declares {wanted}: it is converted once nothing is "
@@ -164,19 +175,24 @@ def _ownership(here: Home) -> Verdict:
     return ConditionStatus.FALSE, NodeReason.SOLE_OWNER, "nobody else hands out the GPUs of this node"
 
 
-def _verdict(gpus: list[Gpu], slots: list[ObservedSlot]) -> Verdict:
+def _verdict(gpus: list[Gpu], slots: list[ObservedSlot], converting: frozenset[str], here: Home) -> Verdict:
+    """`converting`: UUIDs of GPUs that change their mode by demand, which is no fault."""
     if not gpus:
         return ConditionStatus.FALSE, NodeReason.NO_GPUS, "the driver lists no GPU on this node"
-    faults = [one.message for one in gpus if one.fenced or not one.healthy]
+    changing = [one for one in gpus if one.healthy and one.uuid in converting]
+    faults = [one.message for one in gpus if (one.fenced or not one.healthy) and one not in changing]
     faults += [f"{one.device}: {one.message}" for one in slots if one.state is SlotState.FAILED]
     if faults:
         return ConditionStatus.FALSE, NodeReason.DEVICE_FAILED, "; ".join(dict.fromkeys(faults))
     preparing = sum(one.state is SlotState.PREPARING for one in slots)
     draining = sum(one.state is SlotState.DRAINING for one in slots)
-    if preparing or draining:
-        message = f"{preparing} devices are being made, {draining} are being taken away"
-        return ConditionStatus.FALSE, NodeReason.WORKING, message
-    return ConditionStatus.TRUE, NodeReason.READY, f"{len(slots)} devices on {len(gpus)} GPUs are as specified"
+    if preparing or draining or changing:
+        messages = [f"{preparing} devices are being made, {draining} are being taken away"]
+        messages += [one.message for one in changing]
+        return ConditionStatus.FALSE, NodeReason.WORKING, "; ".join(messages)
+    remarks = [here.remark] if here.remark else []
+    message = "; ".join([f"{len(slots)} devices on {len(gpus)} GPUs are as specified", *remarks])
+    return ConditionStatus.TRUE, NodeReason.READY, message
 
 
 def is_awaited(old: GpuNodeStatus | None, new: GpuNodeStatus) -> bool:

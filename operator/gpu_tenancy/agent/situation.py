@@ -14,7 +14,7 @@ from typing import Final, Self, TypeVar
 
 from gpu_tenancy.agent.gpus import GpuFacts, Instance, Vitals
 from gpu_tenancy.api.base import ApiModel, Holder, MicroTime, format_time
-from gpu_tenancy.api.node import GpuMode, HandOver, HandOverStep, HandOverStepType, Slot, SlotState
+from gpu_tenancy.api.node import GpuMode, HandOver, HandOverStep, HandOverStepType, Slot, SlotState, WantedMode
 from gpu_tenancy.mig.profiles import FULL
 
 K = TypeVar("K")
@@ -210,6 +210,10 @@ class Situation:
     """Instances that the agent did not create are destroyed like orphans of its own."""
     declared: Mapping[int, GpuMode] = field(default_factory=dict)
     """Modes that the Node declares for its GPUs, by index; empty where it declares none."""
+    convertible: frozenset[int] = frozenset()
+    """Indices of the GPUs that the operator may convert by demand."""
+    asked: Mapping[str, GpuMode] = field(default_factory=dict)
+    """Modes that the spec asks for, by UUID, whatever the Node declares."""
     conflict: str = ""
     """Who else hands out the GPUs of the node, as a sentence: nothing new is made then."""
     xids: Mapping[str, int] = field(default_factory=dict)
@@ -277,9 +281,27 @@ def sound(situation: Situation) -> frozenset[str]:
 # ------------------------------------------------------------------------------------------------- what was learnt
 
 
-def specified(situation: Situation, slots: Iterable[Slot], generation: int) -> Situation:
+def specified(
+    situation: Situation, slots: Iterable[Slot], generation: int, modes: Iterable[WantedMode] = ()
+) -> Situation:
     """The spec says so now."""
-    return replace(situation, wanted={slot.device: slot for slot in slots}, generation=generation)
+    asked = {one.gpu: one.mode for one in modes}
+    return replace(situation, wanted={slot.device: slot for slot in slots}, generation=generation, asked=asked)
+
+
+def asked_mode(situation: Situation, gpu: GpuFacts) -> GpuMode | None:
+    """The mode that the spec asks of a GPU, where its Node lets it be converted."""
+    return situation.asked.get(gpu.uuid) if gpu.index in situation.convertible else None
+
+
+def mode_for(situation: Situation, gpu: GpuFacts) -> GpuMode:
+    """The mode that a GPU should have: as the spec asks, else as the Node declares, else the one that it has."""
+    return asked_mode(situation, gpu) or situation.declared.get(gpu.index, gpu.mode)
+
+
+def is_on_demand(situation: Situation, gpu: GpuFacts) -> bool:
+    """The GPU is to be converted because the spec asks for it, not because its Node declares it."""
+    return asked_mode(situation, gpu) not in {None, gpu.mode}
 
 
 def listed(situation: Situation, gpus: Iterable[GpuFacts]) -> Situation:
@@ -306,11 +328,14 @@ def facts_with(gpu: GpuFacts, *, healthy: bool, message: str) -> GpuFacts:
     return replace(gpu, healthy=healthy, message=message)
 
 
-def declared(situation: Situation, modes: Mapping[int, GpuMode], conflict: str) -> Situation:
-    """The Node declares these modes for its GPUs; `conflict`: who else hands them out."""
-    if (modes, conflict) == (situation.declared, situation.conflict):
+def declared(
+    situation: Situation, modes: Mapping[int, GpuMode], conflict: str, convertible: frozenset[int] = frozenset()
+) -> Situation:
+    """The Node declares these modes for its GPUs; `conflict`: who else hands them out; `convertible`: which of them the
+    operator may convert, by index."""
+    if (modes, conflict, convertible) == (situation.declared, situation.conflict, situation.convertible):
         return situation
-    return replace(situation, declared=modes, conflict=conflict)
+    return replace(situation, declared=modes, conflict=conflict, convertible=convertible)
 
 
 def walked(situation: Situation, gpu: str, instances: Iterable[Instance]) -> Situation:

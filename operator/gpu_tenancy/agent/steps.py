@@ -179,7 +179,8 @@ class ResetGpu:
 
 @dataclass(frozen=True, slots=True)
 class Convert:
-    """Bring the GPU, on which nothing is, into the mode that its Node declares; what to make on it comes after."""
+    """Bring the GPU, on which nothing is, into the mode that its Node declares, or that the spec asks for; what to make
+    on it comes after."""
 
     gpu: str
     mode: GpuMode
@@ -318,7 +319,7 @@ def _maintain(situation: Situation, gpu: GpuFacts) -> Iterator[Step]:
         yield ResetGpu(gpu.uuid)  # One that answers nothing but that it needs this, too.
     elif not gpu.healthy or situation.conflict or any(one.vanished for one in situation.gpus.values()):
         return  # Modes are declared by index, and indices have moved where one has vanished.
-    elif (mode := situation.declared.get(gpu.index, gpu.mode)) is not gpu.mode:
+    elif (mode := known.mode_for(situation, gpu)) is not gpu.mode:
         yield Convert(gpu.uuid, mode)
 
 

@@ -41,7 +41,9 @@ from gpu_tenancy.api.node import HandOver
 class Tier(StrEnum):
     """How firm a lease is."""
 
+    RESERVED = "Reserved"
     ON_DEMAND = "OnDemand"
+    SPOT = "Spot"
 
 
 class OnCompletion(StrEnum):
@@ -60,6 +62,7 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     EXPIRED = "Expired"
+    PREEMPTED = "Preempted"
     SETTLED = "Settled"
 
 
@@ -69,11 +72,18 @@ class Reason(StrEnum):
     # waiting and refusing
     QUEUED = "Queued"
     FRAGMENTED = "Fragmented"
+    PREEMPTING = "Preempting"
     SUSPENDED = "Suspended"
+    RESERVED = "Reserved"
+    NOT_RESERVABLE = "NotReservable"
+    NO_COMMITMENT = "NoCommitment"
+    COMMITMENT_IN_USE = "CommitmentInUse"
     CHECKING_TEMPLATE = "CheckingTemplate"
     OVER_QUOTA = "OverQuota"
     QUOTA_TOO_SMALL = "QuotaTooSmall"
     TERM_TOO_LONG = "TermTooLong"
+    TIER_NOT_ALLOWED = "TierNotAllowed"
+    NOTICE_TOO_LONG = "NoticeTooLong"
     IMPOSSIBLE = "Impossible"
     NO_RATE = "NoRate"
     INVALID_TEMPLATE = "InvalidTemplate"
@@ -90,6 +100,11 @@ class Reason(StrEnum):
     DEVICE_FAILED = "DeviceFailed"
     NODE_LOST = "NodeLost"
     READY = "Ready"
+    # making room for others
+    PREEMPTIBLE = "Preemptible"
+    PREEMPTION_NOTICE = "PreemptionNotice"
+    NOTICE_WITHDRAWN = "NoticeWithdrawn"
+    PREEMPTED = "Preempted"
     # ending
     RUNNING = "Running"
     UNTIL_DELETED = "UntilDeleted"
@@ -104,7 +119,9 @@ class Reason(StrEnum):
     UP_TO_DATE = "UpToDate"
 
 
-QUEUED: Final = (Reason.QUEUED, Reason.FRAGMENTED, Reason.OVER_QUOTA)
+QUEUED: Final = (
+    Reason.QUEUED, Reason.FRAGMENTED, Reason.OVER_QUOTA, Reason.COMMITMENT_IN_USE, Reason.PREEMPTING
+)  # fmt: skip
 """Reasons for which a lease waits for room, or for its tenant's other leases to end, with a position."""
 ENDS: Final = (Reason.EXPIRED, Reason.COMPLETED, Reason.FAILED, Reason.DELETED)
 """Reasons for which a lease is over."""
@@ -177,9 +194,20 @@ class Term(ApiModel):
     duration: Duration | None = None
     """Length of the lease from the first billed second, e.g. 4h. Absent: until the lease is deleted. May be changed
     while the lease runs; the change is an admission that can be refused: status.expiresAt is the authority."""
+    start: Time | None = None
+    """When the lease begins, e.g. 2026-12-01T08:00:00Z: GPUs are promised to it from then on, and kept free of leases
+    that would last longer; until then others use them. Billing begins then, and not before. Absent or past: as soon as
+    there is room. Immutable."""
+    renew: bool = False
+    """true extends the lease by its duration each time that notice would be given, until it is set to false. Every
+    extension is an admission that can be refused, with condition Stalled and reason ExtensionRefused."""
     notice: Duration = "5m"
     """How long before the end the tenant is told (condition Expired with reason NoticeGiven, and an Event). Shorter
     than duration."""
+    preemption_notice: Duration | None = None
+    """With tier Spot: how long before its GPUs are taken for a lease of a firmer tier the tenant is told (condition
+    Preempted with reason PreemptionNotice, an Event, and an annotation on the pods). 30s unless set; the operator's
+    settings bound it."""
 
 
 _OPEN: Final[dict[str, JsonValue]] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
@@ -242,6 +270,11 @@ Template = Annotated[
 _NEW_LEASE: Final = "make a new lease instead"
 
 
+def _begins(spec: str) -> str:
+    """CEL: the lease has a start."""
+    return f"has({spec}.term) && has({spec}.term.start)"
+
+
 class GpuLeaseSpec(ApiModel):
     """What is rented, for how long, at which tier, and optionally what runs on it."""
 
@@ -249,6 +282,21 @@ class GpuLeaseSpec(ApiModel):
         json_schema_extra=rules(
             immutable("gpus", f"spec.gpus is immutable, because GPUs were reserved and priced for it; {_NEW_LEASE}"),
             immutable("pods", f"spec.pods is immutable, because the gang was placed as a whole; {_NEW_LEASE}"),
+            rule(
+                f"({_begins('self')}) == ({_begins('oldSelf')}) && (!({_begins('self')}) || "
+                "self.term.start == oldSelf.term.start)",
+                f"spec.term.start is immutable, because others are planned around it; {_NEW_LEASE}",
+                field=".term.start",
+                forbids=True,
+            ),
+            rule(
+                "!has(self.commitment) || self.tier == 'Reserved'",
+                "spec.commitment is set and spec.tier is not Reserved: only Reserved leases draw on a commitment; set "
+                "tier to Reserved, or leave spec.commitment out",
+                field=".commitment",
+                forbids=True,
+            ),
+            immutable("commitment", f"spec.commitment is immutable, because its capacity is counted; {_NEW_LEASE}"),
             immutable("tier", f"spec.tier is immutable, because the price was agreed for it; {_NEW_LEASE}"),
             immutable("template", f"spec.template is immutable, because its Job was started from it; {_NEW_LEASE}"),
             rule(
@@ -257,6 +305,12 @@ class GpuLeaseSpec(ApiModel):
                 "containers request; leave spec.podResources out",
                 field=".podResources",
                 forbids=True,
+            ),
+            rule(
+                "!has(self.term) || !has(self.term.preemptionNotice) || self.tier == 'Spot'",
+                "spec.term.preemptionNotice has a meaning with spec.tier Spot only, because no other lease is "
+                "pre-empted; leave it out or take tier Spot",
+                field=".term.preemptionNotice",
             ),
             rule(
                 "self.onCompletion != 'Hold' || has(self.template)",
@@ -275,9 +329,14 @@ class GpuLeaseSpec(ApiModel):
     pod_resources: PodResources | None = None
     """CPU and memory of each pod, planned with the GPUs. Taken from the template where there is one."""
     tier: Tier = Tier.ON_DEMAND
-    """OnDemand: never pre-empted. Immutable."""
+    """Reserved: draws on a commitment of its tenant, and goes first. OnDemand: never pre-empted. Spot: gives way, with
+    notice, to a lease of a firmer tier that finds no room otherwise; what is left of its term runs on once there is
+    room again. Immutable."""
     term: Term = Term()
     """How long the lease runs."""
+    commitment: str | None = Field(default=None, min_length=1, max_length=63)
+    """Name of the commitment of its GpuTenant that a Reserved lease draws on. Absent: the first that has the profile
+    and model, and room. Immutable."""
     suspend: bool = False
     """true gives the GPUs back and stops billing; the lease keeps its name and price. false queues it again."""
     on_completion: OnCompletion = OnCompletion.RELEASE
@@ -291,7 +350,7 @@ class LeaseCondition(ApiModel):
     """metav1.Condition of a lease."""
 
     type: ConditionType
-    """Ready, Admitted, Allocated, Reconciling, Stalled, Expired or Settled."""
+    """Ready, Admitted, Allocated, Reconciling, Stalled, Expired, Preempted or Settled."""
     status: ConditionStatus
     """True, False or Unknown."""
     reason: Reason
@@ -328,6 +387,15 @@ class Cost(ApiModel):
     """Instant up to which this was computed; moves on transitions, else at most every five minutes."""
 
 
+class Preemption(ApiModel):
+    """A spot lease's notice that its devices are needed by a lease of a firmer tier."""
+
+    at: Time
+    """When it loses them; it is billed until then at most."""
+    cause: str = Field(max_length=64)
+    """UID of the lease that needs them. What it is and whose is not for this tenant."""
+
+
 class LeaseEnd(ApiModel):
     """How a lease ended for good."""
 
@@ -337,6 +405,28 @@ class LeaseEnd(ApiModel):
     """Expired, Completed, Failed or Deleted."""
     message: Message = ""
     """In plain English."""
+
+
+class Place(ApiModel):
+    """Where one device is, or is to be."""
+
+    node: str = Field(max_length=253)
+    """Node."""
+    gpu: str = Field(max_length=96)
+    """UUID of the GPU."""
+    start: int = Field(default=0, ge=0, le=7)
+    """First memory slice; 0 for a whole GPU."""
+
+
+class Reservation(ApiModel):
+    """Devices that are promised for later."""
+
+    begins: Time
+    """From when on they are the lease's: its term.start."""
+    until: Time | None = None
+    """Until when; absent where the lease has no duration."""
+    places: Annotated[list[Place], Field(min_length=1, max_length=1024)]
+    """The devices, pod by pod. Where one of them breaks, others are looked for."""
 
 
 class DeviceHandOver(ApiModel):
@@ -362,7 +452,7 @@ class GpuLeaseStatus(ApiModel):
         list[LeaseCondition],
         Field(max_length=16, json_schema_extra=list_map("type")),
     ] = []
-    """Ready, Admitted, Allocated, Reconciling, Stalled, Expired, Settled."""
+    """Ready, Admitted, Allocated, Reconciling, Stalled, Expired, Settled; of a spot lease also Preempted."""
     contract: str | None = Field(default=None, max_length=64)
     """Identity of the contract in the ledger: UsageRecords are named <contract>-<segment>."""
     admitted_at: MicroTime | None = None
@@ -381,8 +471,16 @@ class GpuLeaseStatus(ApiModel):
     """Nodes on which its devices are."""
     node_names: str | None = Field(default=None, max_length=4096)
     """The same nodes as one string, for people; absent while it holds none."""
+    reservation: Reservation | None = None
+    """What is promised to a lease that begins at term.start; absent once it has been billed."""
+    commitment: str | None = Field(default=None, max_length=63)
+    """Commitment that a Reserved lease draws on."""
+    renewals: int = Field(default=0, ge=0)
+    """How often term.renew has extended it by its duration."""
     position: int | None = Field(default=None, ge=1)
     """Place in the queue: 1 is looked at first, and a later one that fits goes ahead of it; absent when not queued."""
+    expected_start: Time | None = None
+    """When it is expected to be placed, as things are; absent where that is not known, and when not queued."""
     segment: int = Field(default=0, ge=0)
     """Number of the current or last billing segment."""
     billable_from: Time | None = None
@@ -391,6 +489,11 @@ class GpuLeaseStatus(ApiModel):
     """End of the last billing segment (exclusive); absent while one is open."""
     expires_at: Time | None = None
     """When the lease ends by itself; absent without a duration and before the first billed second."""
+    preemption: Preemption | None = None
+    """Notice of a spot lease that gives way; taken back where its devices are no longer needed. Stays until the lease
+    has devices again."""
+    preempted_for: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=32)] = []
+    """UIDs of the leases that it has given way to, the last 32: to none of them twice."""
     cost: Cost | None = None
     """What the lease has cost so far; absent when unpriced or not yet billed."""
     hand_overs: Annotated[list[DeviceHandOver], Field(max_length=64)] = []

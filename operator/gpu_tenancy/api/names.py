@@ -48,8 +48,14 @@ LABEL_AGENT: Final = f"{GROUP}/agent"
 ANNOTATION_MIG_GPUS: Final = f"{GROUP}/mig-gpus"
 """On a Node: indices of the GPUs that are in MIG mode, e.g. "6,7". Absent: all GPUs are whole."""
 
+ANNOTATION_CONVERTIBLE_GPUS: Final = f"{GROUP}/convertible-gpus"
+"""On a Node: indices of the GPUs that the operator may convert between whole and MIG by demand. Absent: none."""
+
 ANNOTATION_TOUCHED: Final = f"{GROUP}/touched-at"
 """On a ResourceClaim that stayed behind: when the operator last made kube-controller-manager look at it again."""
+
+ANNOTATION_PREEMPTED: Final = f"{GROUP}/preempted-at"
+"""On the pods of a spot lease that has been given notice: when it loses its devices."""
 
 ATTRIBUTE_HOLDER: Final = "holder"
 """Device attribute (domain: the driver) that carries the UID of the lease or pool that a device belongs to."""

@@ -128,6 +128,17 @@ class Slot(ApiModel):
     """When the operator decided this; a lease is never billed from before it."""
 
 
+class WantedMode(ApiModel):
+    """The mode that a convertible GPU should have, whatever its Node declares."""
+
+    gpu: str = Field(max_length=96)
+    """UUID of the GPU."""
+    mode: GpuMode
+    """Whole or MIG."""
+    since: MicroTime
+    """When the operator decided this; it decides otherwise after a dwell only."""
+
+
 class GpuNodeSpec(ApiModel):
     """The devices that should exist on the node. Written by the operator only."""
 
@@ -136,6 +147,13 @@ class GpuNodeSpec(ApiModel):
         Field(max_length=112, json_schema_extra=list_map("device")),
     ] = []
     """Wanted devices; at most 7 on each of 16 GPUs."""
+    modes: Annotated[
+        list[WantedMode],
+        Field(max_length=16, json_schema_extra=list_map("gpu")),
+    ] = []
+    """GPUs that were converted by demand, or a moment ago back. Every other GPU has the mode that its Node declares."""
+    conversions: Annotated[list[MicroTime], Field(max_length=64)] = []
+    """When conversions by demand were decided, there and back; those of the last hour count against the budget."""
 
 
 class HandOverStep(ApiModel):
@@ -194,6 +212,10 @@ class Gpu(ApiModel):
     """PCI bus id."""
     mode: GpuMode
     """Whole or MIG, as observed."""
+    declared: GpuMode | None = None
+    """Mode that the Node declares for it; absent where it declares none."""
+    convertible: bool = False
+    """The Node lets the operator convert it by demand."""
     healthy: bool = True
     """false: nothing is planned on it, and what is on it has failed."""
     fenced: Annotated[list[Annotated[int, Field(ge=0, le=7)]], Field(max_length=8)] = []

@@ -32,13 +32,25 @@ class BookReason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
 
 
+class RateTier(StrEnum):
+    """Tiers that a rate is for."""
+
+    ANY = "Any"
+    RESERVED = "Reserved"
+    ON_DEMAND = "OnDemand"
+    SPOT = "Spot"
+
+
 class Rate(ApiModel):
-    """Price of one device of a model and profile."""
+    """Price of one device of a model and profile, for leases of one tier or of any."""
 
     model: str = Field(min_length=1, max_length=63)
     """GPU model, e.g. A100-SXM4-80GB."""
     profile: Profile
     """`full` or a MIG profile of that model."""
+    tier: RateTier = RateTier.ANY
+    """Tier of the leases that it is for. Any, which is meant where it is absent: all tiers that have no rate of their
+    own for that model and profile."""
     per_hour: DecimalString
     """Price per device and hour as a decimal string, e.g. "145.00"; billed by the second."""
 
@@ -67,10 +79,10 @@ class PriceBookSpec(ApiModel):
         Field(
             min_length=1,
             max_length=256,
-            json_schema_extra=list_map("model", "profile"),
+            json_schema_extra=list_map("model", "profile", "tier"),
         ),
     ]
-    """One rate per model and profile; a lease for which there is none is refused."""
+    """One rate per model, profile and tier; a lease for which there is none is refused."""
 
 
 class BookCondition(ApiModel):

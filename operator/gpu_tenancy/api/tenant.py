@@ -17,9 +17,11 @@ from gpu_tenancy.api.base import (
     DecimalString,
     Duration,
     Message,
+    Profile,
     Time,
 )
 from gpu_tenancy.api.kinds import AGE, Column, Kind, condition_column, list_map, rule, rules
+from gpu_tenancy.api.lease import Place, Tier
 
 
 class TenantConditionType(StrEnum):
@@ -32,6 +34,7 @@ class TenantReason(StrEnum):
     """Machine-readable reasons of a GpuTenant's conditions."""
 
     SERVING = "Serving"
+    SHORT = "Short"
     CONFLICT = "Conflict"
     INVALID_SPEC = "InvalidSpec"
 
@@ -56,6 +59,9 @@ Namespace = Annotated[
 ]
 """Name of a namespace."""
 
+FULL_PROFILE: Final = "full"
+MOST_COMMITTED: Final = 512
+"""Devices of one commitment: their places stand in the tenant's status."""
 MOST_GPUS: Final = 1_000_000
 """More than any quota needs; a bound that the schema can check."""
 
@@ -69,6 +75,56 @@ class Quota(ApiModel):
     """Memory slices of all devices at a time; a whole GPU counts as 8, a 3g as 4."""
     compute_slices: int | None = Field(default=None, ge=0, le=7 * MOST_GPUS)
     """Compute slices of all devices at a time; a whole GPU counts as 7, a 3g as 3."""
+
+
+class Step(ApiModel):
+    """A change of a commitment's size."""
+
+    begins: Time = Field(validation_alias="from", serialization_alias="from")
+    """From when on."""
+    count: int = Field(ge=0, le=MOST_COMMITTED)
+    """Devices from then on."""
+
+
+class Commitment(ApiModel):
+    """Capacity that is kept for a tenant's Reserved leases."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.until) || self.until > self.from",
+                "spec.commitments[].until must be after from; leave it out for a commitment without end",
+                field=".until",
+            ),
+            rule(
+                "!has(self.ramp) || self.ramp.all(step, step.from > self.from && (!has(self.until) || "
+                "step.from < self.until))",
+                "spec.commitments[].ramp: every step must lie between from and until",
+                field=".ramp",
+            ),
+            rule(
+                "!has(self.ramp) || self.ramp.all(step, self.ramp.exists_one(other, other.from == step.from))",
+                "spec.commitments[].ramp has two steps at one instant; leave one of the two out",
+                field=".ramp",
+            ),
+        )
+    )
+
+    name: str = Field(min_length=1, max_length=63)
+    """Name, by which leases refer to it."""
+    model: str = Field(min_length=1, max_length=63)
+    """GPU model, e.g. A100-SXM4-80GB."""
+    profile: Profile = FULL_PROFILE
+    """`full` for whole GPUs, or a MIG profile by its name on that model."""
+    count: int = Field(ge=0, le=MOST_COMMITTED)
+    """Devices at the beginning."""
+    begins: Time = Field(validation_alias="from", serialization_alias="from")
+    """From when on capacity is kept. Until then leases that end in time use it, and miners and Spot leases always do
+    while no Reserved lease draws on it."""
+    until: Time | None = None
+    """Until when; absent: without end."""
+    ramp: Annotated[list[Step], Field(max_length=32)] = []
+    """Later sizes, each from its instant on."""
 
 
 class GpuTenantSpec(ApiModel):
@@ -99,9 +155,16 @@ class GpuTenantSpec(ApiModel):
     both have leases that wait."""
     quota: Quota = Quota()
     """What it may hold at a time. Running leases are never ended because a quota was lowered."""
+    commitments: Annotated[list[Commitment], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """Capacity that is kept for its leases of tier Reserved. What it costs is finance's."""
     max_term: Duration | None = None
     """Longest term.duration of its leases, e.g. 72h: a lease without a duration, or with a longer one, is refused, and
     so is an extension beyond it. Absent: no limit."""
+    tiers: Annotated[
+        list[Tier] | None,
+        Field(min_length=1, max_length=8, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = None
+    """Tiers of which it may have new leases, e.g. [Spot]. Absent: all."""
 
 
 class TenantCondition(ApiModel):
@@ -142,6 +205,31 @@ class DecayedUsage(ApiModel):
     """Instant up to which this was computed; moves on transitions, else at most every five minutes."""
 
 
+class KeptPlace(Place):
+    """A device that is kept for a commitment."""
+
+    begins: Time = Field(validation_alias="from", serialization_alias="from")
+    """From when on: others may use it until then."""
+
+
+class CommitmentStatus(ApiModel):
+    """What is kept for one commitment, and what of it is in use."""
+
+    name: str = Field(max_length=63)
+    """The commitment."""
+    count: int = Field(ge=0)
+    """Devices that are committed now."""
+    drawn: int = Field(ge=0)
+    """Devices that Reserved leases hold."""
+    kept: int = Field(ge=0)
+    """Devices that are kept free for more of them now, and not in use."""
+    short: int = Field(ge=0)
+    """Devices that are committed, now or later, and that nothing could be kept for: firm leases hold them, or they are
+    broken or not there."""
+    places: Annotated[list[KeptPlace], Field(max_length=MOST_COMMITTED)] = []
+    """What is kept, now and for later steps."""
+
+
 class GpuTenantStatus(ApiModel):
     """Whether the tenant is served, and what it has. Written by the operator only."""
 
@@ -154,6 +242,8 @@ class GpuTenantStatus(ApiModel):
     """Ready."""
     holds: Holds | None = None
     """What its leases hold now."""
+    commitments: Annotated[list[CommitmentStatus], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """What is kept for its commitments."""
     share: DecayedUsage | None = None
     """What it has used. Of two tenants whose leases wait, the one with less of it for its weight is next."""
 

@@ -30,7 +30,7 @@ _WRITTEN_ONCE: Final = (
     "contract", "segment", "leaseNamespace", "leaseName", "tier", "model", "profile", "devices", "price",
     "billableFrom",
 )  # fmt: skip
-SEGMENT_ENDS: Final = (*ENDS, Reason.SUSPENDED, Reason.NODE_LOST)
+SEGMENT_ENDS: Final = (*ENDS, Reason.SUSPENDED, Reason.PREEMPTED, Reason.NODE_LOST)
 """Reasons for which a segment ends."""
 _CLOSING: Final = ("billableTo", "seconds", "reason")
 
@@ -108,7 +108,8 @@ class UsageRecordSpec(ApiModel):
     seconds: int | None = Field(default=None, ge=0)
     """billableTo − billableFrom; absent while the segment is open."""
     reason: Reason | None = Field(default=None, json_schema_extra={"enum": [str(one) for one in SEGMENT_ENDS]})
-    """Why the segment ended: its term, its Job, its owner, or the loss of its devices (NodeLost)."""
+    """Why the segment ended: its term, its Job, its owner, a lease of a firmer tier (Preempted), or the loss of its
+    devices (NodeLost)."""
 
 
 class UsageRecord(ApiModel):

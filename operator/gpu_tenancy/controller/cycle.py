@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
+from gpu_tenancy.api.base import parse_duration
+from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason, Tier
 from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookStatus
 from gpu_tenancy.api.tenant import GpuTenantStatus, Quota
@@ -24,14 +25,23 @@ from gpu_tenancy.controller.execute import Execute
 from gpu_tenancy.controller.gather import Gather
 from gpu_tenancy.controller.metrics import Metrics
 from gpu_tenancy.controller.outcome import Outcome
-from gpu_tenancy.controller.settings import Settings
+from gpu_tenancy.controller.settings import Conversion, Settings
 from gpu_tenancy.controller.statuses import Statuses
 from gpu_tenancy.controller.vetting import Vetting
 from gpu_tenancy.controller.views import Views
 from gpu_tenancy.core import planner, platform_status
 from gpu_tenancy.core.actions import Admit, Plan
 from gpu_tenancy.core.pricing import pricing
-from gpu_tenancy.core.snapshot import Failure, Key, LeaseFacts, NodeFacts, Snapshot, TenantDefaults
+from gpu_tenancy.core.snapshot import (
+    ConversionRules,
+    Failure,
+    Key,
+    LeaseFacts,
+    NodeFacts,
+    Snapshot,
+    SpotLimits,
+    TenantDefaults,
+)
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import Conflict, KubeError, NotFound
@@ -79,7 +89,7 @@ class Cycle:
         self._settings = settings
         self._metrics = metrics
         self._now = now
-        self._gather = Gather(self.views, settings.drain_grace_seconds, _defaults(settings))
+        self._gather = gather_of(self.views, settings)
         self._vetting = Vetting(client)
         self._asking: set[asyncio.Task[None]] = set()
         self._execute = Execute(client, self.views.store, settings, self.events.post, self._live)
@@ -289,8 +299,9 @@ class Cycle:
         outcome: Outcome,
         now: datetime,
     ) -> None:
+        tiers = {lease.uid: lease.spec.tier for lease in snapshot.leases}
         writes = [
-            self._report_lease(outlook.lease, statuses[outlook.lease.uid], outcome, now)
+            self._report_lease(outlook.lease, statuses[outlook.lease.uid], outcome, tiers, now)
             for outlook in plan.leases
             if outlook.lease.uid not in outcome.failed and not self._statuses.is_said(outlook.lease.uid)
         ]
@@ -310,7 +321,10 @@ class Cycle:
         self._metrics.show_tenants(plan.tenants)
         self._metrics.show_leases(Counter(_state(one) for one in statuses.values()))
 
-    async def _report_lease(self, lease: LeaseFacts, new: GpuLeaseStatus, outcome: Outcome, now: datetime) -> None:
+    async def _report_lease(
+        self, lease: LeaseFacts, new: GpuLeaseStatus, outcome: Outcome, tiers: Mapping[str, Tier], now: datetime
+    ) -> None:
+        """`tiers`: of all leases, by UID."""
         body = self.views.store.get(resources.GPU_LEASES, lease.key.namespace, lease.key.name)
         if body is None or body["metadata"]["uid"] != lease.uid:
             return
@@ -324,6 +338,8 @@ class Cycle:
         self._tell(resources.GPU_LEASES, body, notes)
         for note in notes:
             self._metrics.count_transition(note)
+            notice = new.preemption or lease.status.preemption
+            self._metrics.count_preemption(note, tiers.get(notice.cause) if notice else None)
 
     async def _report_plain(
         self, resource: Resource, key: Key, old: PlatformStatus, new: PlatformStatus, outcome: Outcome
@@ -373,6 +389,12 @@ class Cycle:
                 _log.warning("Listing anew failed: %s; it is tried again.", error)
 
 
+def gather_of(views: Views, settings: Settings) -> Gather:
+    """Takes snapshots of the views, with what the settings say."""
+    spot_limits = SpotLimits(parse_duration(settings.spot_notice_max))
+    return Gather(views, settings.drain_grace_seconds, _defaults(settings), spot_limits, _conversion_rules(settings))
+
+
 def _defaults(settings: Settings) -> TenantDefaults:
     quota = Quota(
         gpus=settings.default_quota_gpus,
@@ -380,6 +402,14 @@ def _defaults(settings: Settings) -> TenantDefaults:
         compute_slices=settings.default_quota_compute_slices,
     )
     return TenantDefaults(quota, settings.default_max_term, timedelta(hours=settings.usage_half_life_hours))
+
+
+def _conversion_rules(settings: Settings) -> ConversionRules:
+    return ConversionRules(
+        on_demand=settings.conversion is Conversion.ON_DEMAND,
+        dwell=parse_duration(settings.conversion_dwell),
+        per_node_and_hour=settings.conversions_per_node_hour,
+    )
 
 
 def _state(one: GpuLeaseStatus) -> str:

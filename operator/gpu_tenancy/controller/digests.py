@@ -51,6 +51,7 @@ class PodMarks(Wire, frozen=True):
     """metadata.annotations of a pod: of what many write for many reasons, only the operator's own."""
 
     touched_at: str = msgspec.field(name=names.ANNOTATION_TOUCHED, default="")
+    preempted_at: str = msgspec.field(name=names.ANNOTATION_PREEMPTED, default="")
 
 
 class PodMeta(Wire, frozen=True):

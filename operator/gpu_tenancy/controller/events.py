@@ -16,7 +16,8 @@ from gpu_tenancy.kube.events import Note
 WARNINGS: Final = frozenset({
     Reason.IMPOSSIBLE, Reason.QUOTA_TOO_SMALL, Reason.TERM_TOO_LONG, Reason.NO_RATE, Reason.INVALID_TEMPLATE,
     Reason.INVALID_SPEC, Reason.NAME_TAKEN, Reason.EXTENSION_REFUSED, Reason.API_REJECTED, Reason.UNPRICED,
-    Reason.NODE_LOST, Reason.NOTICE_GIVEN, Reason.FAILED, Reason.UNREADABLE,
+    Reason.NODE_LOST, Reason.NOTICE_GIVEN, Reason.FAILED, Reason.UNREADABLE, Reason.TIER_NOT_ALLOWED,
+    Reason.NOTICE_TOO_LONG, Reason.PREEMPTION_NOTICE, Reason.PREEMPTED,
 })  # fmt: skip
 PLATFORM_NEWS: Final = {
     BookConditionType.IN_EFFECT: "Normal",
@@ -72,5 +73,7 @@ def _is_news(kind: ConditionType, status: ConditionStatus, reason: Reason) -> bo
             return reason is Reason.NODE_LOST
         case ConditionType.EXPIRED:
             return reason is Reason.NOTICE_GIVEN
+        case ConditionType.PREEMPTED:
+            return reason in {Reason.PREEMPTION_NOTICE, Reason.NOTICE_WITHDRAWN, Reason.PREEMPTED}
         case _:
             return False

@@ -37,9 +37,10 @@ from gpu_tenancy.core.actions import (
     TouchClaim,
     TouchPod,
     Unbind,
+    WarnPod,
     blame,
 )
-from gpu_tenancy.core.snapshot import Failure, LeaseFacts, LeftClaim, StartingPod
+from gpu_tenancy.core.snapshot import Failure, LeaseFacts, LeftClaim, PodRef, StartingPod
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Rejected
@@ -53,7 +54,7 @@ STAGES: Final[tuple[tuple[type[Action], ...], ...]] = (
     (Admit, CreateClaimTemplate),
     (SetSlots,),
     (StopMiner, DeleteClaimTemplate, DeleteJob, DeletePod),
-    (CreateJob, StartMiner, TouchClaim, TouchPod),
+    (CreateJob, StartMiner, TouchClaim, TouchPod, WarnPod),
 )
 """What must be done before what; the actions of one stage run together.
 
@@ -188,6 +189,8 @@ class Execute:
                 await self._delete(resources.JOBS, action.lease.key.namespace, action.job, action.uid)
             case DeletePod():
                 await self._delete_pod(action)
+            case WarnPod():
+                await self._warn_pod(action)
             case CreateClaimTemplate():
                 await self._create_claim_template(action.lease)
             case CreateJob():
@@ -276,7 +279,7 @@ class Execute:
     async def _set_slots(self, action: SetSlots, outcome: Outcome) -> None:
         operations: list[Mapping[str, Any]] = [
             {"op": "test", "path": "/metadata/generation", "value": action.generation},
-            {"op": "replace", "path": "/spec", "value": {"slots": [slot.to_wire() for slot in action.slots]}},
+            {"op": "replace", "path": "/spec", "value": manifests.gpu_node_spec(action)},
         ]
         try:
             answer = await self._client.json_patch(resources.GPU_NODES, action.node, operations)
@@ -356,13 +359,25 @@ class Execute:
         )  # fmt: skip
         await self._touch(resources.PODS, pod, action.at)
 
+    async def _warn_pod(self, action: WarnPod) -> None:
+        """The pod finds the annotation in a file, if its template asks for it (downward API)."""
+        pod, when = action.pod, format_time(action.at) if action.at else None
+        expected = self._expected.begin(f"warn {when}", resources.PODS, pod.namespace, pod.name, pod.uid)
+        if expected and pod.uid not in self._untouchable:
+            await self._annotate(resources.PODS, pod, {names.ANNOTATION_PREEMPTED: when})
+
     def _may_touch(self, resource: Resource, one: LeftClaim | StartingPod) -> bool:
         known = one.uid in self._untouchable
         return not known and self._expected.begin("touch", resource, one.namespace, one.name, one.uid)
 
     async def _touch(self, resource: Resource, one: LeftClaim | StartingPod, at: datetime) -> None:
+        await self._annotate(resource, one, {names.ANNOTATION_TOUCHED: format_time(at)})
+
+    async def _annotate(
+        self, resource: Resource, one: LeftClaim | StartingPod | PodRef, annotations: Mapping[str, str | None]
+    ) -> None:
         """The UID is a precondition. Not to be let touch something is nobody's fault and hinders nothing."""
-        metadata = {"uid": one.uid, "annotations": {names.ANNOTATION_TOUCHED: format_time(at)}}
+        metadata = {"uid": one.uid, "annotations": annotations}
         try:
             await self._client.merge_patch(resource, one.name, {"metadata": metadata}, one.namespace)
         except NotFound:

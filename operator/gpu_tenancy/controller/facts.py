@@ -80,7 +80,7 @@ def _user(namespace: str, user: digests.Consumer, pods: Mapping[str, digests.Pod
         left = pod.metadata.deletion_grace_period_seconds or 0
         if left <= min(own, longest_grace):
             return None
-    return PodRef(namespace, user.name, user.uid, own)
+    return PodRef(namespace, user.name, user.uid, own, _instant(pod.metadata.annotations.preempted_at))
 
 
 def job_facts(job: digests.Job) -> JobFacts:

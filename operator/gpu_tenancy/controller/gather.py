@@ -37,6 +37,7 @@ from gpu_tenancy.core.podspec import Taint
 from gpu_tenancy.core.snapshot import (
     BookFacts,
     ClaimFacts,
+    ConversionRules,
     Failure,
     JobFacts,
     Key,
@@ -47,6 +48,7 @@ from gpu_tenancy.core.snapshot import (
     PoolFacts,
     RecordFacts,
     Snapshot,
+    SpotLimits,
     TemplateFacts,
     TenantDefaults,
     TenantFacts,
@@ -63,6 +65,8 @@ UNREADABLE = GpuLeaseSpec(gpus=_Gpus(profile="full"))
 """Stands in for the spec of a lease that cannot be read; never planned with."""
 KEEPS_AWAY = frozenset({"NoSchedule", "NoExecute"})
 DEFAULTS: Final = TenantDefaults()
+SPOT_LIMITS: Final = SpotLimits()
+CONVERSION_RULES: Final = ConversionRules()
 NAMED: Final = 3
 """Errors of an object that its sentence names; of more it gives the number."""
 
@@ -113,9 +117,18 @@ class Memo:
 class Gather:
     """Takes snapshots of the views."""
 
-    def __init__(self, views: Views, drain_grace_seconds: int, defaults: TenantDefaults = DEFAULTS) -> None:
+    def __init__(
+        self,
+        views: Views,
+        drain_grace_seconds: int,
+        defaults: TenantDefaults = DEFAULTS,
+        spot_limits: SpotLimits = SPOT_LIMITS,
+        conversion_rules: ConversionRules = CONVERSION_RULES,
+    ) -> None:
         """`drain_grace_seconds`: longest grace of a tenant's pods after the end of their lease."""
         self._views = views
+        self._spot_limits = spot_limits
+        self._conversion_rules = conversion_rules
         self._defaults = defaults
         self._history = History(defaults.half_life)
         self._longest_grace = drain_grace_seconds
@@ -146,6 +159,8 @@ class Gather:
             failures={uid: failure for uid, failure in failures.items() if failure.retry_at > now},
             tenants=tuple(self._tenant(body) for body in store.all(resources.GPU_TENANTS)),
             tenant_defaults=self._defaults,
+            spot_limits=self._spot_limits,
+            conversion_rules=self._conversion_rules,
             past_usage=self._history.usage(store.all(resources.USAGE_RECORDS), now),
         )
         self._memo.sweep()
@@ -344,9 +359,9 @@ class Gather:
                 continue  # the Node was deleted: whatever was on it is lost
             name = node.metadata.name
             spec, why = self._parse(GpuNodeSpec, body, "spec")
-            slots = tuple(spec.slots) if spec else ()
-            foreign = self._views.loads.foreign(name, keys, _planned(slots, leases))
-            found = self._node(body, node, slots, why, published.get(name, frozenset()), foreign)
+            wanted = spec or GpuNodeSpec()
+            foreign = self._views.loads.foreign(name, keys, _planned(wanted.slots, leases))
+            found = self._node(body, node, wanted, why, published.get(name, frozenset()), foreign)
             before = self._nodes_before.get(name)
             facts.append(before if before == found else found)  # what follows from them need not be found out again
         self._nodes_before = {one.name: one for one in facts}
@@ -356,12 +371,12 @@ class Gather:
         self,
         body: Object,
         node: digests.Node,
-        slots: tuple[Slot, ...],
+        spec: GpuNodeSpec,
         unread: str,
         published: frozenset[str],
         foreign: Amount,
     ) -> NodeFacts:
-        """`unread`: why `slots` could not be read."""
+        """`unread`: why `spec` could not be read."""
         status, unread_status = self._parse(GpuNodeStatus, body, "status")
         observed = status or GpuNodeStatus()
         unreadable = self._unreadable(body, unread or unread_status)
@@ -369,7 +384,7 @@ class Gather:
             name=node.metadata.name,
             generation=body["metadata"].get("generation", 1),
             gpus=tuple(sorted(observed.gpus, key=lambda gpu: gpu.index)),
-            slots=slots,
+            slots=tuple(spec.slots),
             observed=tuple(observed.slots),
             published=published,
             labels=node.metadata.labels,
@@ -384,6 +399,8 @@ class Gather:
             agent_until=self._views.pulse.until(node.metadata.name),
             unreadable=unreadable,
             mentions=frozenset(_words([body.get("spec"), body.get("status")])) if unreadable else frozenset(),
+            modes=tuple(spec.modes),
+            conversions=tuple(spec.conversions),
         )
 
     def _allocatable(self, node: digests.Node) -> Amount:

@@ -12,8 +12,9 @@ from typing import Any, Final
 from gpu_tenancy.api import names
 from gpu_tenancy.api.base import HolderKind
 from gpu_tenancy.api.claim import ClaimHolder
-from gpu_tenancy.api.node import Slot
+from gpu_tenancy.api.node import GpuNodeSpec, Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
+from gpu_tenancy.core.actions import SetSlots
 from gpu_tenancy.core.devices import job_name, miner_name, miner_pod_name
 from gpu_tenancy.core.mining import revision
 from gpu_tenancy.core.podspec import without_nulls
@@ -29,6 +30,13 @@ PAYOUT_PATH: Final = "/etc/gpu-tenancy/payout"
 def owner(kind: HolderKind, name: str, uid: str) -> Manifest:
     """ownerReference to a lease or pool: garbage collection follows it, its deletion does not wait."""
     return {"apiVersion": names.API_VERSION, "kind": str(kind), "name": name, "uid": uid, "controller": True}
+
+
+def gpu_node_spec(action: SetSlots) -> Manifest:
+    """GpuNode.spec: the devices that should exist, and modes where they are not left to what the Node declares."""
+    wanted = GpuNodeSpec(slots=list(action.slots), modes=list(action.modes), conversions=list(action.conversions))
+    said = wanted.to_wire()
+    return {name: value for name, value in said.items() if value or name == "slots"}
 
 
 def claim_template(lease: LeaseFacts) -> Manifest:

@@ -12,6 +12,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from gpu_tenancy.api.lease import Reason, Tier
 from gpu_tenancy.core.actions import Action, Plan, TenantOutlook
 from gpu_tenancy.core.ledger import SECONDS_PER_HOUR
 from gpu_tenancy.core.slices import SliceState, open_bills, segments_of, slice_states
@@ -21,6 +22,7 @@ from gpu_tenancy.kube.events import Note
 from gpu_tenancy.kube.resources import GPU_LEASES, GPU_NODES, USAGE_RECORDS
 
 CYCLE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+PREEMPTIONS: Final = frozenset({Reason.PREEMPTION_NOTICE, Reason.NOTICE_WITHDRAWN, Reason.PREEMPTED})
 NEVER_REPLACED: Final = (GPU_NODES.kind, GPU_LEASES.kind, USAGE_RECORDS.kind)
 """Kinds in which state lives that can be derived from nothing else."""
 
@@ -49,6 +51,13 @@ class Metrics:
         self.actions = Counter("gpu_tenancy_actions", "Actions planned, by kind.", ("action",), registry=self.registry)
         self.transitions = Counter(
             "gpu_tenancy_lease_transitions", "Transitions of leases, by reason.", ("reason",), registry=self.registry
+        )
+        self.preemptions = Counter(
+            "gpu_tenancy_preemptions",
+            "Spot leases that were told to go, went, or could stay after all, by tier of the lease for which; Gone: "
+            "it is no more.",
+            ("tier", "reason"),
+            registry=self.registry,
         )
         self.leases = Gauge(
             "gpu_tenancy_leases", "Leases that are not settled, by state.", ("state",), registry=self.registry
@@ -97,6 +106,11 @@ class Metrics:
     def count_transition(self, note: Note) -> None:
         """Note a lease's transition."""
         self.transitions.labels(note.reason).inc()
+
+    def count_preemption(self, note: Note, tier: Tier | None) -> None:
+        """Note what became of a spot lease. `tier`: of the lease for which; None: it is no more."""
+        if note.reason in PREEMPTIONS:
+            self.preemptions.labels(tier or "Gone", note.reason).inc()
 
     def show_leases(self, states: Tally[str]) -> None:
         """Show how many leases are in which state."""

@@ -17,6 +17,7 @@ from gpu_tenancy.core.actions import (
     StopMiner,
     TouchClaim,
     TouchPod,
+    WarnPod,
 )
 from gpu_tenancy.core.snapshot import Failure
 
@@ -71,13 +72,17 @@ def undone(action: Action, uid: str, outcome: Outcome) -> None:
         outcome.failed.add(uid)
 
 
+def _wanted(action: SetSlots) -> Hashable:
+    return tuple(slot.device for slot in action.slots), tuple((one.gpu, one.mode) for one in action.modes)
+
+
 def identity(action: Action) -> Hashable:
     """The same for an action that is planned again in a later cycle."""
     match action:
         case CloseRecord() | ArchiveRecord():
             what: Hashable = (action.record.namespace, action.record.name)
         case SetSlots():
-            what = (action.node, action.generation, tuple(slot.device for slot in action.slots))
+            what = (action.node, action.generation, _wanted(action))
         case StopMiner():
             what = (action.miner.name, action.miner.pod_uid, action.miner.claim_uid)
         case StartMiner():
@@ -88,6 +93,8 @@ def identity(action: Action) -> Hashable:
             what = action.pod.uid
         case TouchClaim():
             what = action.claim.uid
+        case WarnPod():
+            what = (action.pod.uid, action.at)
         case _:
             what = (action.lease.uid, action.lease.generation)
     return type(action), what

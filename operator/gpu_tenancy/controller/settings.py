@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from pydantic import Field
 
 from gpu_tenancy.api.base import Duration
 from gpu_tenancy.api.names import SYSTEM_NAMESPACE
 from gpu_tenancy.configuration import Configuration
+
+
+class Conversion(StrEnum):
+    """Whether GPUs are converted between whole and MIG because leases wait for the other mode."""
+
+    NEVER = "Never"
+    """None is; those that were go back to their declared mode."""
+    ON_DEMAND = "OnDemand"
+    """Those are that their Node names as convertible."""
 
 
 class Settings(Configuration):
@@ -32,6 +43,16 @@ class Settings(Configuration):
     """Concurrent requests to the API server."""
     events: bool = True
     """Write Kubernetes Events on transitions."""
+    spot_notice_max: Duration = "5m"
+    """Longest term.preemptionNotice that a spot lease may ask for: so long a firmer lease may have to wait for it."""
+    conversion: Conversion = Conversion.ON_DEMAND
+    """Whether GPUs that their Node names as convertible change between whole and MIG because leases wait for the other
+    mode: Never or OnDemand."""
+    conversion_dwell: Duration = "30m"
+    """How long a GPU that was converted keeps its mode, whoever asks; empty after that, it goes back to its declared
+    one."""
+    conversions_per_node_hour: int = Field(default=4, ge=0, le=64)
+    """Conversions of GPUs of one node within an hour, there and back."""
     usage_half_life_hours: int = Field(default=24, ge=1, le=8760)
     """After so many hours what a tenant has used counts half in the order of the queue."""
     default_quota_gpus: int | None = Field(default=None, ge=0)

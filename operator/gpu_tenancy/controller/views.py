@@ -20,9 +20,8 @@ from gpu_tenancy.core import podspec
 from gpu_tenancy.core.amounts import NOTHING, Amount
 from gpu_tenancy.core.snapshot import Key
 from gpu_tenancy.kube import resources
-from gpu_tenancy.kube.client import KubeClient
 from gpu_tenancy.kube.store import ObjectStore
-from gpu_tenancy.kube.watch import Reflector
+from gpu_tenancy.kube.watch import Reflector, Watched
 
 TERMINAL = frozenset({"Succeeded", "Failed"})
 NO_TEMPLATE = Key("", "")
@@ -166,7 +165,7 @@ def _node_of(beat: digests.Heartbeat) -> str:
 class Views:
     """Everything the operator sees."""
 
-    def __init__(self, client: KubeClient, system_namespace: str, on_change: Callable[[], None]) -> None:
+    def __init__(self, client: Watched, system_namespace: str, on_change: Callable[[], None]) -> None:
         self.store = ObjectStore(on_change=on_change)
         self.loads = NodeLoads()
         self.starting = Starting()

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from gpu_tenancy.api.lease import DeviceHandOver, Price, Reason
-from gpu_tenancy.api.node import Slot
+from gpu_tenancy.api.lease import DeviceHandOver, Preemption, Price, Reason, Reservation
+from gpu_tenancy.api.node import Slot, WantedMode
+from gpu_tenancy.api.tenant import CommitmentStatus
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core.snapshot import (
     Key,
@@ -66,13 +67,15 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class SetSlots:
-    """Replace the wanted devices of a node, if its generation still holds."""
+    """Replace what a node should have, if its generation still holds."""
 
     node: str
     generation: int
     slots: tuple[Slot, ...]
     requires: frozenset[str]
     """UIDs of the leases whose Admit must have succeeded."""
+    modes: tuple[WantedMode, ...] = ()
+    conversions: tuple[datetime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,16 @@ class DeletePod:
     lease: LeaseFacts
     pod: PodRef
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WarnPod:
+    """Say on a pod of a spot lease when it loses its devices, or that it keeps them after all."""
+
+    lease: LeaseFacts
+    pod: PodRef
+    at: datetime | None
+    """None: it keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +179,7 @@ class TouchPod:
 
 Action = (
     OpenRecord | CloseRecord | ArchiveRecord | Admit | SetSlots | StopMiner | DeleteClaimTemplate | DeleteJob
-    | DeletePod | CreateClaimTemplate | CreateJob | StartMiner | TouchClaim | TouchPod
+    | DeletePod | WarnPod | CreateClaimTemplate | CreateJob | StartMiner | TouchClaim | TouchPod
     | Unbind
 )  # fmt: skip
 
@@ -190,6 +203,8 @@ class Outlook(NamedTuple):
     extension_refusal: str = ""
     refusal: Refusal | None = None
     position: int | None = None
+    expected_start: datetime | None = None
+    """When a lease that waits is expected to be placed; None: nobody knows."""
     attempt: int = 0
     price: Price | None = None
     admitted_now: bool = False
@@ -206,6 +221,14 @@ class Outlook(NamedTuple):
     """Segment that begins with this plan."""
     closed: CloseRecord | None = None
     """Segment that ends with this plan."""
+    reservation: Reservation | None = None
+    """What is promised to a lease that begins later."""
+    commitment: str | None = None
+    """What a Reserved lease draws on."""
+    renewals: int = 0
+    """How often its term was renewed."""
+    preemption: Preemption | None = None
+    """Notice of a spot lease, as it is now; once its devices are gone, that they were taken."""
     end_message: str = ""
     lost: str = ""
     """Why its former devices are gone, while it is placed anew."""
@@ -237,6 +260,8 @@ class TenantOutlook:
     """Decayed slice-seconds up to now."""
     conflicts: tuple[Conflict, ...] = ()
     """Namespaces that it names and others have."""
+    commitments: tuple[CommitmentStatus, ...] = ()
+    """What is kept for its commitments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +277,8 @@ class Plan:
     """Earliest instant at which the answer changes by itself."""
     refusals: Mapping[str, Refusal] = field(default_factory=dict)
     """By lease UID."""
+    fits: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """How many devices there is room for beside leases, by model and profile; of `full` on one node at most."""
 
 
 def blame(action: Action) -> tuple[str, Key | None]:

@@ -10,8 +10,9 @@ from typing import Any, Final, NamedTuple
 
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
 from gpu_tenancy.core.amounts import NOTHING, Amount, total
+from gpu_tenancy.core.desirability import LASTING, NOBODY
 from gpu_tenancy.core.snapshot import NodeFacts
-from gpu_tenancy.mig.layout import Placement, filling
+from gpu_tenancy.mig.layout import ALL_SLICES, Placement, filling
 from gpu_tenancy.mig.profiles import FULL
 
 WHOLE: Final = Placement(FULL, 0)
@@ -27,19 +28,26 @@ class Promise(NamedTuple):
     """Memory slices as bits."""
     amount: Amount
     """CPU, memory and pods that are kept with it."""
+    lasting: bool = True
+    """On record; not only for the first in the queue of this plan."""
 
 
 class GpuBook:
     """State of one GPU in the working copy."""
 
-    __slots__ = ("draining", "gpu", "hard", "mig", "mined", "promised")
+    __slots__ = ("closed", "draining", "gpu", "hard", "lasts", "mig", "mined", "promised")
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, *, changing: bool = False) -> None:
+        """`changing`: it is being converted into another mode."""
         self.gpu = gpu
         self.mig = gpu.mode is GpuMode.MIG
         """In MIG mode."""
-        self.hard = gpu.fenced_mask
-        """Memory slices that leases hold, or that are fenced, as bits."""
+        self.closed = ALL_SLICES if changing else gpu.fenced_mask
+        """Memory slices that are fenced, as bits; all of them while it is being converted."""
+        self.hard = self.closed
+        """Memory slices that leases hold, or that are closed, as bits."""
+        self.lasts = LASTING if self.hard else NOBODY
+        """The span of the lease on it that ends last; a fence has no end."""
         self.draining = 0
         """Memory slices from which a former lease has not gone yet, as bits."""
         self.mined: tuple[Slot, ...] = ()
@@ -74,7 +82,9 @@ class GpuBook:
 class NodeBook:
     """State of one node in the working copy."""
 
-    __slots__ = ("_gpus", "_mining", "answers", "buckets", "facts", "free", "kept", "objection", "promised", "slots")
+    __slots__ = (
+        "_gpus", "_mining", "answers", "awaited", "buckets", "facts", "free", "kept", "objection", "promised", "slots",
+    )  # fmt: skip
 
     def __init__(self, facts: NodeFacts, objection: str) -> None:
         """`objection`: why nothing may be planned on it; empty where it may."""
@@ -86,6 +96,8 @@ class NodeBook:
         """What of that is kept for others than those who are placed now."""
         self.kept = 0
         """Promises of parts of its GPUs."""
+        self.awaited = False
+        """Something of it is held for a lease that waits for a GPU to be converted."""
         self._gpus: dict[str, GpuBook] | None = None
         self._mining: Amount | None = None
         self.slots: list[Slot] = []
@@ -104,7 +116,8 @@ class NodeBook:
     def gpus(self) -> dict[str, GpuBook]:
         """Its GPUs by UUID."""
         if self._gpus is None:
-            self._gpus = {gpu.uuid: GpuBook(gpu) for gpu in self.facts.gpus}
+            changing = self.facts.changing
+            self._gpus = {gpu.uuid: GpuBook(gpu, changing=gpu.uuid in changing) for gpu in self.facts.gpus}
             for slot in self.facts.mined.values():
                 if book := self._gpus.get(slot.gpu):
                     book.mined += (slot,)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
+from gpu_tenancy.api.base import format_duration, parse_duration
 from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.core import room
 from gpu_tenancy.core.actions import Refusal
 from gpu_tenancy.core.amounts import Amount, counted, cpu_milli, memory_bytes
+from gpu_tenancy.core.commitments import Pledges
 from gpu_tenancy.core.placement import Want, World
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.pricing import Pricing
 from gpu_tenancy.core.shares import Shares, asked
-from gpu_tenancy.core.snapshot import LeaseFacts
-from gpu_tenancy.core.terms import too_long
+from gpu_tenancy.core.snapshot import LeaseFacts, SpotLimits
+from gpu_tenancy.core.terms import begins_later, too_long
 from gpu_tenancy.mig.profiles import FULL, KNOWN_NAMES, of_model
 
 DEFAULT_NEEDS: Final = PodNeeds(Amount(1000, 2**30, 1))
@@ -33,6 +36,9 @@ class Context:
     world: World
     pricing: Pricing
     shares: Shares
+    spot_limits: SpotLimits
+    pledges: Pledges
+    now: datetime
     full: dict[Want, str] = field(default_factory=dict)
     """What found no room, and what there is of it."""
     _wants: dict[Hashable, list[Want]] = field(default_factory=dict)
@@ -82,18 +88,20 @@ def _alike(lease: LeaseFacts) -> Hashable:
     if lease.status.admitted_at is not None or lease.records:
         return lease.uid
     gpus = lease.spec.gpus
-    return gpus.profile, gpus.count, lease.spec.pods, gpus.model, needs_of(lease)
+    return gpus.profile, gpus.count, lease.spec.pods, gpus.model, lease.spec.tier, needs_of(lease)
 
 
 def _models(lease: LeaseFacts, context: Context) -> list[str]:
     """Models on which the lease may be placed. Its price is one model's: it is held to that once it is locked."""
     gpus, locked = lease.spec.gpus, lease.status.price
+    if (committed := context.pledges.of(lease)) is not None:
+        return [committed.spec.model]
     if lease.records:
         return [lease.records[-1].spec.model]
     models = [gpus.model] if gpus.model else context.world.models(gpus.profile)
     if lease.status.admitted_at is None:
-        return [model for model in models if context.pricing.allows(model, gpus.profile)]
-    same = [model for model in models if context.pricing.price(model, gpus.profile) == locked]
+        return [model for model in models if context.pricing.allows(model, gpus.profile, lease.spec.tier)]
+    same = [model for model in models if context.pricing.price(model, gpus.profile, lease.spec.tier) == locked]
     return same or models
 
 
@@ -137,6 +145,25 @@ def max_term(lease: LeaseFacts, context: Context) -> Refusal | None:
     return Refusal(Reason.TERM_TOO_LONG, message, final=True)
 
 
+def allowed_tier(lease: LeaseFacts, context: Context) -> Refusal | None:
+    """The tenant may have leases of the tier. Leases that were admitted before stay."""
+    tenant = context.shares.tenant(lease)
+    if not tenant.tiers or lease.spec.tier in tenant.tiers or lease.status.admitted_at is not None:
+        return None
+    may = f"Leases of {tenant.title} may be of tier {' or '.join(tenant.tiers)}; this one is {lease.spec.tier}"
+    remedy = "Make a new lease of another tier, or ask the platform team."
+    return Refusal(Reason.TIER_NOT_ALLOWED, f"{may}. {remedy}", final=True)
+
+
+def notice_allowed(lease: LeaseFacts, context: Context) -> Refusal | None:
+    """No spot lease asks for a longer notice than others can be made to wait for."""
+    notice, longest = lease.spec.term.preemption_notice, context.spot_limits.longest_notice
+    if notice is None or parse_duration(notice) <= longest or lease.status.admitted_at is not None:
+        return None
+    message = f"term.preemptionNotice may be {format_duration(longest)} at most; this lease has {notice}."
+    return Refusal(Reason.NOTICE_TOO_LONG, f"{message} Set a shorter one.", final=True)
+
+
 def template_accepted(lease: LeaseFacts, _: Context) -> Refusal | None:
     """The API server would accept the Job made from the template."""
     if lease.template is None or lease.template.verdict == "":
@@ -167,10 +194,17 @@ def priced(lease: LeaseFacts, context: Context) -> Refusal | None:
     where = f"PriceBook {book.name} has" if book else "None of the PriceBooks is in effect, so there is"
     return Refusal(
         Reason.NO_RATE,
-        f"{where} no rate for profile {gpus.profile} of model {' or '.join(models)}; "
+        f"{where} no rate for profile {gpus.profile} of model {' or '.join(models)} at tier {lease.spec.tier}; "
         "finance must add one before it can be leased.",
         final=True,
     )
+
+
+def committed(lease: LeaseFacts, context: Context) -> Refusal | None:
+    """A Reserved lease has a commitment to draw on. One that begins later draws on it when it begins."""
+    refusal = context.pledges.refusal(lease)
+    waits = refusal is not None and not refusal.final and begins_later(lease, context.now)
+    return None if waits else refusal
 
 
 def possible(lease: LeaseFacts, context: Context) -> Refusal | None:
@@ -189,7 +223,10 @@ def quota(lease: LeaseFacts, context: Context) -> Refusal | None:
     tenant = context.shares.tenant(lease)
     if tenant.limits is None:
         return None
-    needs, holds = asked(lease), context.shares.standing(tenant.title).holds
+    if begins_later(lease, context.now):
+        needs, holds = asked(lease), context.shares.booked(lease)
+    else:
+        needs, holds = asked(lease), context.shares.standing(tenant.title).claims
     refusal = None
     for most, needed, held, noun in zip(tenant.limits, needs, holds, COUNTED, strict=True):
         if most is None or not needed or held + needed <= most:
@@ -210,8 +247,11 @@ ADMISSION: Final[tuple[Check, ...]] = (
     readable,
     known_profile,
     max_term,
+    allowed_tier,
+    notice_allowed,
     template_accepted,
     known_model,
+    committed,
     priced,
     possible,
     quota,

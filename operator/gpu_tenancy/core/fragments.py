@@ -311,7 +311,7 @@ def _mig_gpus(node: NodeBook) -> Iterator[_Gpu]:
     for slot in node.slots:
         held.setdefault(slot.gpu, []).append(slot)
     for uuid, book in node.gpus.items():
-        if book.mig and book.gpu.healthy and not book.promised:
+        if book.mig and book.gpu.healthy and not any(promise.lasting for promise in book.promised):
             slots = sorted(held.get(uuid, ()), key=_START)
             yield _Gpu(node.facts.name, book, tuple(slots), tuple((slot.profile, slot.start) for slot in slots))
 
@@ -353,7 +353,7 @@ class _Ways(NamedTuple):
 
 
 def _ways_of(gpu: _Gpu, profile: str) -> _Ways:
-    return _ways(gpu.book.gpu.model, profile, gpu.book.gpu.fenced_mask, gpu.positions)
+    return _ways(gpu.book.gpu.model, profile, gpu.book.closed, gpu.positions)
 
 
 @lru_cache(maxsize=65536)

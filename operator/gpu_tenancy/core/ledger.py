@@ -28,15 +28,15 @@ def record_name(contract: str, segment: int) -> str:
 def segment_start(
     slots: Iterable[tuple[NodeFacts, Slot]], ready_at: Iterable[datetime], lease: LeaseFacts, now: datetime
 ) -> datetime:
-    """First billed second: the latest readyAt, not before the operator's decision, not after its first sight of the
-    devices; a started second is free. On devices that an earlier segment was billed for already (a suspension that was
-    taken back before they were) it is now: nobody knows since when they are used again."""
+    """First billed second: the latest readyAt, not before the operator's decision or the lease's own start, not after
+    its first sight of the devices; a started second is free. On devices that an earlier segment was billed for already
+    (a suspension that was taken back before they were) it is now: nobody knows since when they are used again."""
     held = list(slots)
     if any(held_by(record) == {(node.name, slot.device) for node, slot in held} for record in lease.records):
         return ceil_second(now)
     decided = max(slot.since for _, slot in held)
     start = ceil_second(min(max(decided, *ready_at), now))
-    previous = lease.records[-1].spec.billable_to if lease.records else None
+    previous = lease.records[-1].spec.billable_to if lease.records else lease.spec.term.start
     return max(start, previous) if previous else start
 
 

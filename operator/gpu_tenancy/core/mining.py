@@ -67,7 +67,7 @@ def wanted_slots(node: NodeBook, miners: tuple[Miner, ...], now: datetime) -> tu
     facts = node.facts
     if facts.unreadable:
         return facts.slots
-    if not (node.slots or facts.leased or node.objection) and _stays(facts, miners):
+    if not (node.slots or node.awaited or facts.leased or node.objection) and _stays(facts, miners):
         return facts.slots
     return tuple(sorted((*node.slots, *miner_slots(node, miners, now)), key=by_device))
 

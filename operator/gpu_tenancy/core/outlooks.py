@@ -8,14 +8,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from gpu_tenancy.api.base import HolderKind
+from gpu_tenancy.api.base import HolderKind, format_time
 from gpu_tenancy.api.lease import DeviceHandOver, Reason
 from gpu_tenancy.api.node import BROKEN, HandOver, SlotState
 from gpu_tenancy.core import ledger
 from gpu_tenancy.core.actions import CloseRecord, Outlook, Refusal
 from gpu_tenancy.core.snapshot import JobFacts, LeaseFacts, NodeFacts, RecordFacts
 from gpu_tenancy.core.stock import Stock, unreachable
-from gpu_tenancy.core.terms import Ending, billed_seconds, current_job, expiry
+from gpu_tenancy.core.terms import Ending, begins_later, billed_seconds, current_job, expiry
 
 SHOWN: Final = 64
 """Devices whose hand-over a lease's status shows."""
@@ -32,6 +32,9 @@ def outlook(stock: Stock, now: datetime) -> Outlook:
         stock.term.duration,
         expires_at=expiry(lease, stock.term) if stock.ending is None else None,
         extension_refusal=stock.term.refusal,
+        renewals=stock.term.renewals,
+        commitment=lease.status.commitment,
+        reservation=None if lease.records else lease.status.reservation,
         attempt=lease.status.attempt,
         price=lease.status.price,
         refusal=stock.stuck,
@@ -66,8 +69,12 @@ def refused(stock: Stock, why: Refusal) -> Outlook:
         stock.term.duration,
         extension_refusal=stock.term.refusal,
         refusal=why,
+        renewals=stock.term.renewals,
+        commitment=status.commitment,
+        reservation=None if stock.lease.records else status.reservation,
         attempt=status.attempt,
         price=status.price,
+        preemption=status.preemption,
     )
 
 
@@ -88,8 +95,8 @@ def _holding(base: Outlook, stock: Stock, now: datetime) -> Outlook:
         if end is None:
             return base
         return base._replace(closed=_close(record, lease.uid, end), end_message=end.message)
-    if waiting := _waiting(stock):
-        return base._replace(waiting=waiting, waiting_reason=_waiting_reason(stock))
+    if waiting := _waiting(stock, now):
+        return base._replace(waiting=waiting, waiting_reason=_waiting_reason(stock, now))
     return _opening(base, stock, now)
 
 
@@ -123,7 +130,7 @@ def _opening(base: Outlook, stock: Stock, now: datetime) -> Outlook:
     return base._replace(opened=opened, expires_at=start + left)
 
 
-def _waiting(stock: Stock) -> str:
+def _waiting(stock: Stock, now: datetime) -> str:
     """What a placed lease still waits for, as a sentence; empty when its seconds may be billed."""
     if pending := stock.pending:
         node, slot = pending[0]
@@ -135,15 +142,19 @@ def _waiting(stock: Stock) -> str:
         return (
             f"{ready} of {len(stock.held)} devices are ready; {slot.device} on {node.name} is being prepared{reason}."
         )
+    if begins_later(stock.lease, now) and (start := stock.lease.spec.term.start):
+        return f"All {len(stock.held)} devices are ready; the lease begins at {format_time(start)}."
     if stock.lease.template is not None and current_job(stock.lease) is None and not has_completed(stock.lease):
         return "The Job is being created."
     return ""
 
 
-def _waiting_reason(stock: Stock) -> Reason:
+def _waiting_reason(stock: Stock, now: datetime) -> Reason:
     reports = (stock.report(node, slot) for node, slot in stock.pending)
     failed = any(report is not None and report.state in BROKEN for report in reports)
-    return Reason.DEVICE_FAILED if failed else Reason.PREPARING
+    if failed:
+        return Reason.DEVICE_FAILED
+    return Reason.RESERVED if begins_later(stock.lease, now) else Reason.PREPARING
 
 
 def _leaving(base: Outlook, stock: Stock, now: datetime) -> Outlook:

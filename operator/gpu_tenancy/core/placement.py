@@ -12,13 +12,14 @@ from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from gpu_tenancy.api.node import ObservedSlot, Slot
 from gpu_tenancy.core.amounts import Amount
 from gpu_tenancy.core.books import GpuBook, NodeBook, Promise
+from gpu_tenancy.core.desirability import outlasts, span
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.preemption import DRAINING_COST, MINER_COST, MOST_DEVICES, PER_POD, GpuState, Offer, offer, union
 from gpu_tenancy.core.snapshot import NodeFacts, once_per_node
@@ -69,33 +70,42 @@ class Placed(NamedTuple):
 class World:
     """The cluster as the plan changes it."""
 
-    def __init__(self, nodes: Iterable[NodeFacts], now: datetime, takes: Mapping[str, Amount]) -> None:
-        """`takes`: what each miner of a pool takes of its node, by the pool's UID."""
+    def __init__(
+        self, nodes: Iterable[NodeFacts], now: datetime, takes: Mapping[str, Amount], *, converts: bool = True
+    ) -> None:
+        """`takes`: what each miner of a pool takes of its node, by the pool's UID. `converts`: GPUs are converted by
+        demand, where their node lets it."""
         ordered = sorted(nodes, key=lambda facts: facts.name)
         self.nodes = {facts.name: NodeBook(facts, facts.objection(now)) for facts in ordered}
         self.all_models = sorted({model for facts in ordered for model in _unleased(facts).models})
         """Models of the GPUs that are there, sorted."""
         self._takes = takes
+        self.converts = converts
+        """GPUs that are convertible count for every profile where it is asked what could be."""
         self._full: set[Want] = set()
         """What found no room. Nothing is given back within a plan, so it finds none later either."""
         self.unseen = any(facts.unreadable and not facts.gpus for facts in ordered)
         """Some node cannot be read at all: it may have GPUs of any model."""
-        self._slices: dict[GpuState, _SliceBucket] = {}
-        self._rankings: dict[tuple[str, str, int], _Ranking] = {}
+        self._slices: dict[tuple[GpuState, int], _SliceBucket] = {}
+        self._rankings: dict[_RankingKey, _Ranking] = {}
         self._wholes: dict[str, dict[_NodeState, _WholeBucket]] = {model: {} for model in self.all_models}
         self._models: dict[str, list[str]] = {}
         self._promised: dict[str, list[_Kept]] = {}
         """What is kept, by key."""
         self._full_without: dict[frozenset[str], set[Want]] = {}
         """What found no room even without the promises of these keys."""
+        self.lifted: frozenset[str] = frozenset()
+        """Keys whose promises are lifted now."""
         self._settled = False
 
-    def hold(self, node: NodeBook, slot: Slot, amount: Amount) -> None:
-        """Keep a lease's device where it is. `amount`: what its pod takes of the node, once per pod."""
+    def hold(self, node: NodeBook, slot: Slot, amount: Amount, left: timedelta | None = None) -> None:
+        """Keep a lease's device where it is. `amount`: what its pod takes of the node, once per pod. `left`: how long
+        the lease still lasts; None where that is not known."""
         node.slots.append(slot)
         node.free -= amount
         if book := node.gpus.get(slot.gpu):
             book.hard |= device_mask(book.gpu.model, slot.profile, slot.start)
+            book.lasts = max(book.lasts, span(left))
 
     def settle(self) -> None:
         """Note draining devices and fill the buckets; called once, after everything held is known."""
@@ -132,11 +142,13 @@ class World:
             yield
             return
         former, self._full = self._full, self._full_without.setdefault(frozenset(keys), set())
+        self.lifted = frozenset(keys)
         self._change(lifted, _unkeep)
         try:
             yield
         finally:
             self._change(lifted, _keep)
+            self.lifted = frozenset()
             self._full = former
 
     def _change(self, places: Sequence[_Kept], change: Callable[[NodeBook, GpuBook, Promise], None]) -> None:
@@ -156,35 +168,98 @@ class World:
             self._models[profile] = [one for one in self.all_models if profile == FULL or profile in of_model(one)]
         return self._models[profile]
 
-    def place(self, wants: Sequence[Want]) -> Placed | None:
+    def place(self, wants: Sequence[Want], left: timedelta | None = None) -> Placed | None:
         """Seats for all pods of one of the wants, taken in the working copy: of the one that disturbs least, the first
-        among equals. None (and nothing taken) if none finds room."""
+        among equals. None (and nothing taken) if none finds room. `left`: how long the lease will last; None where that
+        is not known."""
+        lasts = span(left)
         best: Placed | None = None
         for number, want in enumerate(wants, 1):
-            if (tried := self._place(want)) is None:
+            if (tried := self._place(want, lasts)) is None:
                 continue
             if tried.cost == 0 or (best is None and number == len(wants)):
                 return tried
             self._give_back(tried)
             best = min(best or tried, tried, key=_cost)
-        return self._place(best.want) if best else None
+        return self._place(best.want, lasts) if best else None
 
-    def _place(self, want: Want) -> Placed | None:
+    def undo(self, placed: Placed) -> None:
+        """Give seats back that were taken last."""
+        self._give_back(placed)
+
+    def adjust(self, node: NodeBook, free: Amount, hard: Mapping[GpuBook, int]) -> None:
+        """Enter what leases leave of a node, and what they hold of some of its GPUs; only `apart`."""
+        filed = [book for book in hard if book.gpu.healthy or not book.mig]
+        self._unfile(node, filed)
+        for book, mask in hard.items():
+            book.hard = mask
+        node.free = free
+        node.answers.clear()
+        self._file(node, filed)
+        self._full.clear()
+
+    def convert(self, node: NodeBook, book: GpuBook, state: Mode) -> None:
+        """Enter a GPU of a node that is planned on, of which no lease has anything, in another mode; only `apart`."""
+        self._unfile(node, (book,))
+        if (former := node.buckets.get(book.gpu.model)) is not None:
+            former.pop(node, None)
+        book.mig, book.hard, book.lasts, book.mined = state
+        node.answers.clear()
+        self._file(node, (book,))
+        self._file_wholes(node, _node_state(node, book.gpu.model))
+        self._full.clear()
+
+    def fits(self) -> dict[tuple[str, str], int]:
+        """By model and profile: how many devices the GPUs have room for beside leases and what is kept, miners gone;
+        of `full` how many on one node at most."""
+        found = {(model, FULL): 0 for model in self.all_models}
+        found |= {(model, profile): 0 for model in self.all_models for profile in of_model(model)}
+        for bucket in self._slices.values():
+            count = sum(map(len, bucket.nodes.values()))
+            for profile, seats in _seats(bucket.state.model, bucket.state.hard):
+                found[bucket.state.model, profile] += seats * count
+        for model, states in self._wholes.items():
+            found[model, FULL] = max((state.total for state, nodes in states.items() if nodes), default=0)
+        return found
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within it, what finds no room does so for this once, and what found none may find some."""
+        former, self._full = self._full, set()
+        try:
+            yield
+        finally:
+            self._full = former
+
+    def place_at(self, want: Want, seats: Sequence[Seat], left: timedelta | None = None) -> Placed | None:
+        """These very seats, taken in the working copy, if they are free."""
+        placed = Placed(want, 0, [], [])
+        for seat in seats:
+            mask = device_mask(want.model, want.profile, seat.start)
+            if seat.node.objection or not _fits(seat.node, want) or any(book.taken & mask for book in seat.gpus):
+                self._give_back(placed)
+                return None
+            placed.before.extend((book, book.hard, book.draining, book.lasts) for book in seat.gpus)
+            self._take(want, seat, span(left))
+            placed.seats.append(seat)
+        return placed
+
+    def _place(self, want: Want, lasts: int) -> Placed | None:
         """Seats for all pods at the least disturbance; None if one pod finds none. Pods are alike, so a seat taken for
         one never spoils the count for the others."""
         if want in self._full:
             return None
         placed = Placed(want, 0, [], [])
         while (remaining := want.pods - len(placed.seats)) > 0:
-            found = self._whole_seats(want) if want.profile == FULL else self._slice_seats(want, remaining)
+            found = self._whole_seats(want) if want.profile == FULL else self._slice_seats(want, remaining, lasts)
             if found is None:
                 self._give_back(placed)
                 self._full.add(want)
                 return None
             cost, seats = found
             for seat in seats:
-                placed.before.extend((book, book.hard, book.draining) for book in seat.gpus)
-                self._take(want, seat)
+                placed.before.extend((book, book.hard, book.draining, book.lasts) for book in seat.gpus)
+                self._take(want, seat, lasts)
             placed.seats.extend(seats)
             placed = placed._replace(cost=placed.cost + cost)
         return placed
@@ -221,17 +296,18 @@ class World:
         answer: tuple[tuple[GpuBook, ...], int] = node.answers[key]
         return answer
 
-    def _slice_seats(self, want: Want, remaining: int) -> _Found | None:
+    def _slice_seats(self, want: Want, remaining: int, lasts: int) -> _Found | None:
         """The best seats for up to `remaining` pods on one MIG GPU, and what they cost.
 
         What a bucket's GPUs offer is the least that seats there can cost: where no node has room for that many pods
         without a miner losing its CPU, they cost more, and have to be better than what the others offer.
         """
         least: tuple[Offer, int, _SliceBucket, NodeBook] | None = None
-        for best, number, bucket in self._ranking(want.model, want.profile, min(remaining, MOST_DEVICES)):
+        key = _RankingKey(want.model, want.profile, min(remaining, MOST_DEVICES), lasts)
+        for best, number, bucket in self._ranking(key):
             if least is not None and least[:2] < (best, number):
                 break
-            found, node = self._best_in(bucket, best, want)
+            found, node = self._best_in(bucket, best, want, lasts)
             if found is not None and node is not None and (least is None or (found, number) < least[:2]):
                 least = found, number, bucket, node
         if least is None:
@@ -240,14 +316,16 @@ class World:
         seats = [Seat(node, (_first(bucket, node),), -start) for start in found.minus_starts]
         return found.cost * len(seats) // PER_POD, seats
 
-    def _best_in(self, bucket: _SliceBucket, best: Offer, want: Want) -> tuple[Offer | None, NodeBook | None]:
+    def _best_in(
+        self, bucket: _SliceBucket, best: Offer, want: Want, lasts: int
+    ) -> tuple[Offer | None, NodeBook | None]:
         """The first node of the bucket where its GPUs offer what they do at best, or the one where they offer most."""
         least, host = None, None
         for node in bucket.nodes:
             if not _fits(node, want):
                 continue
             key = bucket.state, want.profile, best, want.needs.amount
-            found: Offer = node.answers.get(key) or self._offer(bucket, best, node, want)
+            found: Offer = node.answers.get(key) or self._offer(bucket, best, node, want, lasts)
             node.answers[key] = found
             if found == best:
                 return found, node
@@ -255,31 +333,32 @@ class World:
                 least, host = found, node
         return least, host
 
-    def _offer(self, bucket: _SliceBucket, best: Offer, node: NodeBook, want: Want) -> Offer:
+    def _offer(self, bucket: _SliceBucket, best: Offer, node: NodeBook, want: Want, lasts: int) -> Offer:
         """What a GPU of the bucket offers on a node that has room for one pod at least."""
         found, pods = best, len(best.minus_starts)
         if pods > 1 and (room := node.available.times(want.needs.amount)) < pods:
-            found = offer(bucket.state, want.profile, room) or best
+            found = offer(bucket.state, want.profile, room, outlasts(lasts, bucket.lasts)) or best
             pods = len(found.minus_starts)
         book = _first(bucket, node)
         after = book.hard | union(want.model, want.profile, found.minus_starts)
         crowded = node.crowded_out(want.needs.amount.of(pods), {book: after}, self._takes)
         return found._replace(cost=found.cost + crowded * PER_POD // pods) if crowded else found
 
-    def _ranking(self, model: str, profile: str, most: int) -> _Ranking:
-        ranking = self._rankings.get((model, profile, most))
+    def _ranking(self, key: _RankingKey) -> _Ranking:
+        ranking = self._rankings.get(key)
         if ranking is None:
-            ranking = self._rankings[model, profile, most] = []
+            ranking = self._rankings[key] = []
             for bucket in self._slices.values():
-                _rank(ranking, bucket, model, profile, most)
+                _rank(ranking, bucket, key)
         return ranking
 
-    def _take(self, want: Want, seat: Seat) -> None:
+    def _take(self, want: Want, seat: Seat, lasts: int) -> None:
         self._unfile(seat.node, seat.gpus)
         for book in seat.gpus:
             taken = device_mask(book.gpu.model, want.profile, seat.start)
             book.hard |= taken
             book.draining &= ~taken
+            book.lasts = max(book.lasts, lasts)
         seat.node.free -= want.needs.amount
         seat.node.answers.clear()
         self._file(seat.node, seat.gpus)
@@ -287,8 +366,8 @@ class World:
     def _give_back(self, placed: Placed) -> None:
         for seat in placed.seats:
             self._unfile(seat.node, seat.gpus)
-        for book, hard, draining in reversed(placed.before):
-            book.hard, book.draining = hard, draining
+        for book, hard, draining, lasts in reversed(placed.before):
+            book.hard, book.draining, book.lasts = hard, draining, lasts
         for seat in placed.seats:
             seat.node.free += placed.want.needs.amount
             seat.node.answers.clear()
@@ -306,7 +385,7 @@ class World:
             if not book.mig:
                 models.add(book.gpu.model)
             elif book.gpu.healthy:
-                self._bucket(_gpu_state(book)).nodes.setdefault(node, {})[book.gpu.uuid] = None
+                self._bucket(_gpu_state(book), book.lasts).nodes.setdefault(node, {})[book.gpu.uuid] = None
         for model in models:
             self._file_wholes(node, _node_state(node, model))
 
@@ -316,8 +395,8 @@ class World:
             self._file(node, node.gpus.values())
             return
         unleased = _unleased(node.facts)
-        for state, uuids in unleased.slices:
-            self._bucket(state).nodes[node] = dict.fromkeys(uuids)
+        for state, lasts, uuids in unleased.slices:
+            self._bucket(state, lasts).nodes[node] = dict.fromkeys(uuids)
         for state_of_wholes in unleased.wholes:
             self._file_wholes(node, state_of_wholes)
 
@@ -325,12 +404,12 @@ class World:
         bucket = node.buckets[state.model] = self._wholes[state.model].setdefault(state, {})
         bucket[node] = None
 
-    def _bucket(self, state: GpuState) -> _SliceBucket:
-        bucket = self._slices.get(state)
+    def _bucket(self, state: GpuState, lasts: int) -> _SliceBucket:
+        bucket = self._slices.get((state, lasts))
         if bucket is None:
-            bucket = self._slices[state] = _SliceBucket(state, len(self._slices))
-            for (model, profile, most), ranking in self._rankings.items():
-                _rank(ranking, bucket, model, profile, most)
+            bucket = self._slices[state, lasts] = _SliceBucket(state, lasts, len(self._slices))
+            for key, ranking in self._rankings.items():
+                _rank(ranking, bucket, key)
         return bucket
 
     def _unfile(self, node: NodeBook, books: Iterable[GpuBook]) -> None:
@@ -339,15 +418,29 @@ class World:
             if not book.mig:
                 node.buckets[book.gpu.model].pop(node, None)
                 continue
-            filed = self._slices[_gpu_state(book)].nodes
+            filed = self._slices[_gpu_state(book), book.lasts].nodes
             if (uuids := filed.get(node)) is not None:
                 uuids.pop(book.gpu.uuid, None)
                 if not uuids:
                     del filed[node]
 
 
-_Former = tuple[GpuBook, int, int]
-"""A GPU with the hard and draining masks it had before a seat was taken."""
+class Mode(NamedTuple):
+    """A mode of a GPU, and what is on it then."""
+
+    mig: bool
+    hard: int
+    lasts: int
+    mined: tuple[Slot, ...] = ()
+
+
+def mode_of(book: GpuBook) -> Mode:
+    """As a GPU is entered now."""
+    return Mode(book.mig, book.hard, book.lasts, book.mined)
+
+
+_Former = tuple[GpuBook, int, int, int]
+"""A GPU with the hard and draining masks, and the span, that it had before a seat was taken."""
 
 _Kept = tuple[NodeBook, GpuBook, Promise]
 """A part of a GPU that is kept for somebody."""
@@ -376,10 +469,12 @@ class _NodeState(NamedTuple):
 class _SliceBucket:
     """MIG GPUs that are interchangeable, by node, in the order in which they came to be so."""
 
-    __slots__ = ("nodes", "number", "state")
+    __slots__ = ("lasts", "nodes", "number", "state")
 
-    def __init__(self, state: GpuState, number: int) -> None:
+    def __init__(self, state: GpuState, lasts: int, number: int) -> None:
         self.state = state
+        self.lasts = lasts
+        """Span of the leases on them."""
         self.number = number
         """Its place in the order of creation; the older wins between equal offers."""
         self.nodes: dict[NodeBook, dict[str, None]] = {}
@@ -390,12 +485,22 @@ _Ranking = list[tuple[Offer, int, _SliceBucket]]
 """Buckets by what they offer, the best first."""
 
 
+class _RankingKey(NamedTuple):
+    """What a ranking is for: up to `most` pods that last so long."""
+
+    model: str
+    profile: str
+    most: int
+    lasts: int
+    """Their span."""
+
+
 class _Unleased(NamedTuple):
     """A node of which no lease has anything."""
 
     models: frozenset[str]
-    slices: tuple[tuple[GpuState, tuple[str, ...]], ...]
-    """UUIDs of its healthy GPUs in MIG mode, by state."""
+    slices: tuple[tuple[GpuState, int, tuple[str, ...]], ...]
+    """UUIDs of its healthy GPUs in MIG mode, by state and span."""
     wholes: tuple[_NodeState, ...]
     """State of its whole GPUs, one for each model."""
 
@@ -404,14 +509,14 @@ class _Unleased(NamedTuple):
 def _unleased(facts: NodeFacts) -> _Unleased:
     """How the node is filed while no lease has anything of it."""
     node = NodeBook(facts, "")
-    slices: dict[GpuState, list[str]] = {}
+    slices: dict[tuple[GpuState, int], list[str]] = {}
     for uuid, book in node.gpus.items():
         if book.mig and book.gpu.healthy:
-            slices.setdefault(_gpu_state(book), []).append(uuid)
+            slices.setdefault((_gpu_state(book), book.lasts), []).append(uuid)
     wholes = sorted({book.gpu.model for book in node.gpus.values() if not book.mig})
     return _Unleased(
         frozenset(gpu.model for gpu in facts.gpus),
-        tuple((state, tuple(uuids)) for state, uuids in slices.items()),
+        tuple((state, lasts, tuple(uuids)) for (state, lasts), uuids in slices.items()),
         tuple(_node_state(node, model) for model in wholes),
     )
 
@@ -424,13 +529,24 @@ def _gpu_state(book: GpuBook) -> GpuState:
 
 
 @lru_cache(maxsize=4096)
+def _seats(model: str, occupied: int) -> tuple[tuple[str, int], ...]:
+    """How many devices of each profile fit beside what is occupied. Places of one profile never overlap."""
+    return tuple(
+        (name, sum(not shape.mask(start) & occupied for start in shape.starts))
+        for name, shape in of_model(model).items()
+    )
+
+
+@lru_cache(maxsize=4096)
 def _joined(miners: frozenset[Placement], profile: str, start: int) -> frozenset[Placement]:
     return miners | {Placement(profile, start)}
 
 
-def _rank(ranking: _Ranking, bucket: _SliceBucket, model: str, profile: str, most: int) -> None:
+def _rank(ranking: _Ranking, bucket: _SliceBucket, key: _RankingKey) -> None:
     """Enter a bucket into a ranking of its model, if it has anything to offer."""
-    if bucket.state.model == model and (best := offer(bucket.state, profile, most)) is not None:
+    if bucket.state.model != key.model:
+        return
+    if (best := offer(bucket.state, key.profile, key.most, outlasts(key.lasts, bucket.lasts))) is not None:
         insort(ranking, (best, bucket.number, bucket))
 
 

@@ -7,8 +7,10 @@ deterministic; "no room" is a Refusal, never an exception. Applying a plan and p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from gpu_tenancy.api.base import Holder, HolderKind, parse_duration
 from gpu_tenancy.api.lease import QUEUED, Price, Reason
@@ -16,7 +18,10 @@ from gpu_tenancy.api.node import Slot
 from gpu_tenancy.core import checks, room, writes
 from gpu_tenancy.core.actions import Action, Outlook, Plan, Refusal, TenantOutlook, Unbind
 from gpu_tenancy.core.amounts import NOTHING
+from gpu_tenancy.core.bookings import Bookings
 from gpu_tenancy.core.checks import Context
+from gpu_tenancy.core.commitments import Pledges
+from gpu_tenancy.core.conversion import Conversions, Modes
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.fragments import Survey
 from gpu_tenancy.core.mining import ranked, wanted_slots
@@ -25,7 +30,8 @@ from gpu_tenancy.core.outlooks import outlook, refused
 from gpu_tenancy.core.placement import Seat, World
 from gpu_tenancy.core.pricing import Pricing, pricing
 from gpu_tenancy.core.shares import Shares
-from gpu_tenancy.core.snapshot import LeaseFacts, Snapshot, TenantFacts
+from gpu_tenancy.core.snapshot import Failure, LeaseFacts, Snapshot, TenantFacts
+from gpu_tenancy.core.spot import Spots
 from gpu_tenancy.core.stock import NODE_LOSS, Stock, take_stock
 from gpu_tenancy.core.tenancy import Tenants, title_of
 
@@ -39,49 +45,61 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     tenants = Tenants(snapshot.tenants, snapshot.tenant_defaults)
     stocks = take_stock(snapshot, tenants, now)
     shares = Shares(tenants, snapshot, stocks, now)
-    context = Context(World(snapshot.nodes, now, takes), pricing(snapshot.books, now), shares)
+    pledges = Pledges(snapshot.tenants, tenants, now)
+    world = World(snapshot.nodes, now, takes, converts=snapshot.conversion_rules.on_demand)
+    context = Context(world, pricing(snapshot.books, now), shares, snapshot.spot_limits, pledges, now)
     for stock in stocks:
         if stock.keeps:
-            _hold(context.world, stock)
-    context.world.settle()
+            _hold(world, stock)
+    bookings = Bookings(world, stocks, pledges, checks.needs_of, snapshot.spot_limits, now)
+    world.settle()
+    conversions = Conversions(world, snapshot.conversion_rules, now)
     # Of a lease whose status cannot be read nothing is decided: its devices stay, and it has no outlook.
     stocks = [stock for stock in stocks if not stock.lease.unreadable]
     outlooks = [outlook(stock, now) for stock in stocks if not stock.wants]
-    outlooks += _place_queue([stock for stock in stocks if stock.wants], outlooks, context, snapshot, now)
-    slots = {name: wanted_slots(node, miners, now) for name, node in context.world.nodes.items()}
+    spots = Spots(world, stocks, snapshot.spot_limits, now)
+    waiting = [stock for stock in stocks if stock.wants]
+    outlooks += _place_queue(waiting, outlooks, Means(context, bookings, conversions, spots, snapshot.failures))
+    outlooks = spots.told(outlooks)
+    fits = world.fits()
+    conversions.conclude()
+    slots = {name: wanted_slots(node, miners, now) for name, node in world.nodes.items()}
     mining = writes.mining(snapshot, slots)
+    changes = (*bookings.changes(), *conversions.changes())
     return Plan(
-        actions=tuple(_actions(snapshot, stocks, outlooks, slots, mining, now)),
+        actions=tuple(_actions(snapshot, stocks, outlooks, (slots, conversions.wanted()), mining, now)),
         leases=tuple(sorted(outlooks, key=lambda one: one.lease.key)),
         pools=writes.pool_outlooks(snapshot, mining),
-        next_wake=_next_wake(snapshot, outlooks, context.pricing, now),
+        next_wake=_next_wake(snapshot, outlooks, context.pricing, bookings, changes, now),
         refusals={one.lease.uid: one.refusal for one in outlooks if one.refusal},
-        tenants=tuple(_tenant(one, tenants, shares) for one in snapshot.tenants),
+        tenants=tuple(_tenant(one, tenants, shares, bookings) for one in snapshot.tenants),
+        fits=fits,
     )
 
 
-def _tenant(facts: TenantFacts, tenants: Tenants, shares: Shares) -> TenantOutlook:
-    standing = shares.standing(title_of(facts.name))
-    return TenantOutlook(facts, standing.holds, standing.used, tenants.conflicts.get(facts.name, ()))
+def _tenant(facts: TenantFacts, tenants: Tenants, shares: Shares, bookings: Bookings) -> TenantOutlook:
+    standing, conflicts = shares.standing(title_of(facts.name)), tenants.conflicts.get(facts.name, ())
+    return TenantOutlook(facts, standing.holds, standing.used, conflicts, bookings.commitments(facts.name))
 
 
 def _actions(
     snapshot: Snapshot,
     stocks: Sequence[Stock],
     outlooks: Sequence[Outlook],
-    slots: writes.Slots,
+    specs: tuple[writes.Slots, Mapping[str, Modes]],
     mining: writes.Mining,
     now: datetime,
 ) -> Iterator[Action]:
     """In execution order: on record, promised, stopped, started, let go."""
     yield from writes.records(snapshot, outlooks, now)
-    yield from writes.promises(snapshot, slots, outlooks)
+    yield from writes.promises(snapshot, *specs, outlooks)
     yield from writes.miner_stops(snapshot, mining)
     for stock in stocks:
         yield from writes.releases(stock, now)
     for one in outlooks:
         if one.lease.uid not in snapshot.failures:
-            yield from writes.objects(one)
+            yield from writes.objects(one, now)
+            yield from writes.warnings(one)
     yield from writes.miner_starts(snapshot, mining)
     yield from writes.touches(snapshot, now)
     for one in outlooks:
@@ -101,18 +119,26 @@ def _hold(world: World, stock: Stock) -> None:
 # --- the queue ----------------------------------------------------------------------------------------------------
 
 
-def _place_queue(
-    stocks: Iterable[Stock], others: Sequence[Outlook], context: Context, snapshot: Snapshot, now: datetime
-) -> list[Outlook]:
+class Means(NamedTuple):
+    """What leases that wait are placed with."""
+
+    context: Context
+    bookings: Bookings
+    conversions: Conversions
+    spots: Spots
+    failures: Mapping[str, Failure]
+
+
+def _place_queue(stocks: Iterable[Stock], others: Sequence[Outlook], means: Means) -> list[Outlook]:
     """Place what fits, each in its turn; everything else gets a refusal, and a position if it only has to wait. Why
     there is no room is told of the cluster as it is once all are placed. `others`: of leases that hold something."""
-    shares = context.shares
-    turns = in_turn(stocks, lambda stock: stock.lease, shares.tenant, shares.share)
-    placed = [(stock, _place(stock, context, snapshot, now)) for stock in turns]
-    survey = Survey(context.world, [*others, *(one for _, one in placed if one is not None)])
+    shares, ahead = means.context.shares, means.spots.beneficiaries | means.bookings.due
+    turns = in_turn(stocks, lambda stock: stock.lease, shares.tenant, shares.share, ahead)
+    placed = [(stock, _place(stock, means)) for stock in turns]
+    survey = Survey(means.context.world, [*others, *(one for _, one in placed if one is not None)])
     outlooks, position = [], 0
     for stock, one in placed:
-        outlook = one or _refused(stock, _no_room(stock.lease, context, survey))
+        outlook = one or _waiting(stock, means, survey)
         if (refusal := outlook.refusal) is not None and refusal.reason in QUEUED:
             position += 1
             message = f"Position {position} in the queue: {refusal.message}"
@@ -121,19 +147,67 @@ def _place_queue(
     return outlooks
 
 
-def _place(stock: Stock, context: Context, snapshot: Snapshot, now: datetime) -> Outlook | None:
-    """None: it may be placed, but there is no room."""
-    lease = stock.lease
-    if failure := snapshot.failures.get(lease.uid):
+def _place(stock: Stock, means: Means) -> Outlook | None:
+    """None: it may be placed, but there is no room, and nobody can be made to go for it."""
+    lease, context, bookings = stock.lease, means.context, means.bookings
+    if failure := means.failures.get(lease.uid):
         return _refused(stock, Refusal(Reason(failure.reason), failure.message))
-    if refusal := checks.refusal(lease, context):
+    later = bookings.begins_later(lease)
+    if not (later and bookings.is_promised(lease)) and (refusal := checks.refusal(lease, context)):
         return _refused(stock, refusal)
-    placed = context.world.place(context.wants(lease))
+    if later:
+        return _promised(stock, means)
+    commitment = context.pledges.named(lease)
+    placed = bookings.place(lease, context.wants(lease))
     if placed is None:
-        return None
+        return _awaiting(stock, means)
     context.shares.take(lease)
     want = placed.want
-    return _placed(stock, placed.seats, context.pricing.price(want.model, want.profile), now)
+    price = context.pricing.price(want.model, want.profile, lease.spec.tier)
+    return _placed(stock, placed.seats, price, commitment, context.now)
+
+
+def _promised(stock: Stock, means: Means) -> Outlook:
+    """A lease that begins later: its devices are promised, at the price locked first, or it is said why not."""
+    lease, status, context = stock.lease, stock.lease.status, means.context
+    wants = context.wants(lease)
+    want, reservation = means.bookings.reserve(lease, wants)
+    if reservation is None:
+        refusal = Refusal(Reason.NOT_RESERVABLE, means.bookings.no_promise(lease, wants))
+        return _refused(stock, refusal)._replace(reservation=None)
+    first = want is not None and status.admitted_at is None
+    price = context.pricing.price(want.model, want.profile, lease.spec.tier) if want and first else status.price
+    base = _refused(stock, Refusal(Reason.RESERVED, means.bookings.promise_of(reservation)))
+    commitment = context.pledges.named(lease)
+    return base._replace(reservation=reservation, price=price, admitted_now=first, commitment=commitment)
+
+
+def _awaiting(stock: Stock, means: Means) -> Outlook | None:
+    """A lease for which GPUs are converted, or spot leases go. None: neither; the first in the queue of its tier keeps
+    its place."""
+    lease, wants = stock.lease, means.context.wants(stock.lease)
+    if lease.uid not in means.spots.beneficiaries and (change := means.conversions.make_room(wants)) is not None:
+        means.context.shares.expect(lease)
+        return _refused(stock, change.refusal)._replace(expected_start=change.until)
+    with means.bookings.for_lease(lease):
+        wait = means.spots.make_room(lease, wants)
+    if wait is None:
+        means.bookings.guard(lease, wants)
+        return None
+    means.context.shares.expect(lease)
+    return _refused(stock, wait.refusal)._replace(expected_start=wait.until)
+
+
+def _waiting(stock: Stock, means: Means, survey: Survey) -> Outlook:
+    """A lease that finds no room: why, and for the first of its tier what it waits for."""
+    guard = means.bookings.guards.get(stock.lease.spec.tier)
+    if guard is None or guard.uid != stock.lease.uid:
+        return _refused(stock, _no_room(stock.lease, means.context, survey))
+    with means.bookings.as_without(guard):
+        refusal = _no_room(stock.lease, replace(means.context, full={}), survey)
+    if refusal.reason is Reason.QUEUED:
+        refusal = Refusal(Reason.QUEUED, f"{refusal.message} {guard.sentence()}")
+    return _refused(stock, refusal)._replace(expected_start=guard.expected)
 
 
 def _no_room(lease: LeaseFacts, context: Context, survey: Survey) -> Refusal:
@@ -158,7 +232,7 @@ def _last_loss(lease: LeaseFacts) -> str:
     return "Its former devices were lost; it is placed anew." if lost else ""
 
 
-def _placed(stock: Stock, seats: Sequence[Seat], price: Price | None, now: datetime) -> Outlook:
+def _placed(stock: Stock, seats: Sequence[Seat], price: Price | None, commitment: str | None, now: datetime) -> Outlook:
     """Take the seats: slots under the next attempt, at the price locked first."""
     lease, attempt = stock.lease, _attempt(stock)
     holder = Holder(kind=HolderKind.GPU_LEASE, namespace=lease.key.namespace, name=lease.key.name, uid=lease.uid)
@@ -168,6 +242,9 @@ def _placed(stock: Stock, seats: Sequence[Seat], price: Price | None, now: datet
         lease,
         stock.term.duration,
         extension_refusal=stock.term.refusal,
+        renewals=stock.term.renewals,
+        commitment=commitment,
+        reservation=None if lease.records else lease.status.reservation,
         attempt=attempt,
         price=price if lease.status.admitted_at is None else lease.status.price,
         admitted_now=True,
@@ -198,12 +275,23 @@ def _attempt(stock: Stock) -> int:
     return last if last > 0 and not known else last + 1
 
 
-def _next_wake(snapshot: Snapshot, outlooks: Iterable[Outlook], prices: Pricing, now: datetime) -> datetime | None:
-    """Earliest instant at which the plan or a status changes though nothing happens."""
-    instants = [prices.next_change]
+def _next_wake(
+    snapshot: Snapshot,
+    outlooks: Iterable[Outlook],
+    prices: Pricing,
+    bookings: Bookings,
+    others: Iterable[datetime],
+    now: datetime,
+) -> datetime | None:
+    """Earliest instant at which the plan or a status changes though nothing happens. `others`: some such instants."""
+    instants = [prices.next_change, *others]
     for one in outlooks:
         if one.expires_at is not None:
             instants += [one.expires_at, one.expires_at - parse_duration(one.lease.spec.term.notice)]
+        if (start := one.lease.spec.term.start) is not None and not one.lease.records:
+            instants += [start, bookings.due_at(one.lease)]
+        if one.preemption is not None:
+            instants.append(one.preemption.at)
     for node in snapshot.nodes:
         if node.agent_until:
             instants += [node.agent_until + SECOND, node.agent_until + NODE_LOSS]

@@ -5,7 +5,7 @@ As in `core.status`: (facts, what the plan found out, now) -> status, and nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -14,6 +14,7 @@ from gpu_tenancy.api.node import NodeCondition, NodeConditionType, NodeReason
 from gpu_tenancy.api.pool import MiningPoolStatus, PoolCondition, PoolConditionType, PoolReason
 from gpu_tenancy.api.pricebook import BookCondition, BookConditionType, BookReason, PriceBookStatus
 from gpu_tenancy.api.tenant import (
+    CommitmentStatus,
     DecayedUsage,
     GpuTenantStatus,
     Holds,
@@ -118,6 +119,7 @@ def tenant_status(outlook: TenantOutlook, now: datetime) -> GpuTenantStatus:
         observed_generation=tenant.generation,
         conditions=rendered(TenantCondition, old.conditions, [verdict], tenant.generation, now),
         holds=Holds(gpus=gpus, memory_slices=memory, compute_slices=compute),
+        commitments=list(outlook.commitments),
         share=old.share,
     )
     lasts = old.share is not None and now - old.share.as_of < REFRESH
@@ -132,11 +134,20 @@ def _tenant_state(outlook: TenantOutlook) -> tuple[TenantReason, str]:
     if spec is None:
         rest = "Until it can be read, its namespaces are tenants of their own with the default limits."
         return TenantReason.INVALID_SPEC, f"{outlook.tenant.invalid}. {rest}"
+    if short := [one for one in outlook.commitments if one.short]:
+        return TenantReason.SHORT, _short(short)
     if not outlook.conflicts:
         return TenantReason.SERVING, f"Serves {counted(len(spec.namespaces), 'namespace')}."
     taken = "; ".join(f"{', '.join(one.namespaces)} to tenant {one.owner}" for one in outlook.conflicts)
     remedy = "Of two that claim a namespace the older one has it: take each namespace out of one of them."
     return TenantReason.CONFLICT, f"Namespaces that belong to others: {taken}. {remedy}"
+
+
+def _short(commitments: Iterable[CommitmentStatus]) -> str:
+    """Which commitments are not kept in full."""
+    each = (f"{counted(one.short, 'device')} of commitment {one.name}" for one in commitments)
+    why = "leases that may not be pre-empted hold them, or they are broken or not there"
+    return f"Nothing could be kept for {', '.join(each)}: {why}. What becomes free is kept for them."
 
 
 def node_conditions(node: NodeFacts, now: datetime) -> tuple[NodeCondition, ...]:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Final, NamedTuple
 
+from gpu_tenancy.core.desirability import loss
 from gpu_tenancy.mig.layout import ALL_SLICES, Placement, device_mask, filling
 from gpu_tenancy.mig.profiles import of_model
 
@@ -36,31 +37,32 @@ class Offer(NamedTuple):
 
     cost: int
     """Per pod, in units of 1/420."""
+    loss: int
+    """What leases to come lose by it, per pod, in the units of the cost and of `desirability.loss`."""
     free_slices: int
     minus_starts: tuple[int, ...]
     """Where the devices begin, negated so that the highest comes first; one for each pod."""
 
 
 @lru_cache(maxsize=65536)
-def offer(state: GpuState, profile: str, most: int) -> Offer | None:
+def offer(state: GpuState, profile: str, most: int, doublings: int) -> Offer | None:
     """The best seats for one to `most` pods on a GPU of that state: least cost per pod, so that one wide miner yields
-    before several narrow ones do; then as many pods as possible, at the highest starts."""
+    before several narrow ones do; then as many pods as possible, where leases to come lose least, at the highest
+    starts. `doublings`: by how much the pods outlast the leases that are there."""
     starts = of_model(state.model)[profile].starts
     free = [-start for start in reversed(starts) if not state.hard & device_mask(state.model, profile, start)]
     before = _disturbance(state, state.hard)
-    offers = [
-        (
-            (_disturbance(state, state.hard | union(state.model, profile, taken)) - before) * PER_POD // pods,
-            -pods,
-            taken,
-        )
-        for pods in range(1, most + 1)
-        for taken in combinations(free, pods)
-    ]
+    offers = []
+    for pods in range(1, most + 1):
+        for taken in combinations(free, pods):
+            bits = union(state.model, profile, taken)
+            cost = (_disturbance(state, state.hard | bits) - before) * PER_POD // pods
+            lost = loss(state.model, state.hard, bits, doublings) * PER_POD // pods
+            offers.append((cost, -pods, lost, taken))
     if not offers:
         return None
-    cost, _, minus_starts = min(offers)
-    return Offer(cost, ALL_SLICES.bit_count() - state.hard.bit_count(), minus_starts)
+    cost, _, lost, minus_starts = min(offers)
+    return Offer(cost, lost, ALL_SLICES.bit_count() - state.hard.bit_count(), minus_starts)
 
 
 def union(model: str, profile: str, minus_starts: Iterable[int]) -> int:

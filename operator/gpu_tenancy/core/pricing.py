@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from gpu_tenancy.api.lease import Price
-from gpu_tenancy.api.pricebook import PriceBookSpec
+from gpu_tenancy.api.lease import Price, Tier
+from gpu_tenancy.api.pricebook import PriceBookSpec, RateTier
 from gpu_tenancy.core.snapshot import BookFacts
 
 
@@ -20,8 +20,8 @@ class Book(NamedTuple):
     created: datetime
     effective_from: datetime
     currency: str
-    rates: dict[tuple[str, str], Price]
-    """(model, profile) → price of one device for an hour."""
+    rates: Mapping[tuple[str, str, str], Price]
+    """(model, profile, tier) → price of one device for an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,16 @@ class Pricing:
     next_change: datetime | None
     """When another book takes effect."""
 
-    def price(self, model: str, profile: str) -> Price | None:
-        """Price of one device for an hour, or None where the current book has no such rate."""
-        return self.current.rates.get((model, profile)) if self.current else None
+    def price(self, model: str, profile: str, tier: Tier) -> Price | None:
+        """Price of one device for an hour at a tier, or None where the current book has no such rate."""
+        if self.current is None:
+            return None
+        rates = self.current.rates
+        return rates.get((model, profile, tier)) or rates.get((model, profile, RateTier.ANY))
 
-    def allows(self, model: str, profile: str) -> bool:
-        """Whether a lease of that model and profile may be admitted as far as prices go."""
-        return not self.exists or self.price(model, profile) is not None
+    def allows(self, model: str, profile: str, tier: Tier) -> bool:
+        """Whether a lease of that model, profile and tier may be admitted as far as prices go."""
+        return not self.exists or self.price(model, profile, tier) is not None
 
 
 def pricing(books: Sequence[BookFacts], now: datetime) -> Pricing:
@@ -77,7 +80,9 @@ def _survivor(group: list[Book]) -> Book | None:
 
 def _book(facts: BookFacts, spec: PriceBookSpec) -> Book:
     rates = {
-        (rate.model, rate.profile): Price(per_hour=rate.per_hour, currency=spec.currency, book=facts.name)
+        (rate.model, rate.profile, str(rate.tier)): Price(
+            per_hour=rate.per_hour, currency=spec.currency, book=facts.name
+        )
         for rate in spec.rates
     }
     return Book(facts.name, facts.created, spec.effective_from, spec.currency, rates)

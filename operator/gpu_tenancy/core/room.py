@@ -22,22 +22,23 @@ def impossible(want: Want, world: World) -> Refusal | None:
     """Refusal of a want that no empty cluster of these nodes could hold, naming the first thing that is too small."""
     fitting = 0
     for node in world.nodes.values():
-        if (seats := _seats(node, want)) and not _lasting_objection(node, want):
+        if (seats := _seats(node, want, world)) and not _lasting_objection(node, want):
             fitting += min(seats, node.facts.allocatable.times(want.needs.amount))
         if fitting >= want.pods:
             return None
     if world.unseen:
         return Refusal(Reason.QUEUED, f"no node that can be read could hold it{_left_out(world)}.")
-    return _why_impossible(want, list(world.nodes.values()), fitting)
+    return _why_impossible(want, world, fitting)
 
 
-def _why_impossible(want: Want, nodes: Sequence[NodeBook], fitting: int) -> Refusal:
+def _why_impossible(want: Want, world: World, fitting: int) -> Refusal:
+    nodes = list(world.nodes.values())
     if not any(node.gpus for node in nodes):
         return Refusal(Reason.QUEUED, "no agent has reported a GPU yet.")
-    hosts = [node for node in nodes if _seats(node, want)]
-    seats = sum(_seats(node, want) for node in hosts)
+    hosts = [node for node in nodes if _seats(node, want, world)]
+    seats = sum(_seats(node, want, world) for node in hosts)
     if seats < want.pods:
-        return _never(_too_few_gpus(want, nodes, seats))
+        return _never(_too_few_gpus(want, world, seats))
     willing = [node for node in hosts if not _lasting_objection(node, want)]
     return _never(_too_little_else(want, hosts, willing, fitting))
 
@@ -73,14 +74,15 @@ def _kept(nodes: Sequence[NodeBook], want: Want) -> str:
     return f"; {counted(count, f'more {noun}')} {'is' if count == 1 else 'are'} free and kept for others"
 
 
-def _too_few_gpus(want: Want, nodes: Sequence[NodeBook], seats: int) -> str:
+def _too_few_gpus(want: Want, world: World, seats: int) -> str:
+    nodes = world.nodes.values()
     if want.profile != FULL:
         model = f" ({want.model})" if want.model else ""
-        mig = sum(serves(book, want) for node in nodes for book in node.gpus.values())
+        mig = sum(could_serve(book, want, world) for node in nodes for book in node.gpus.values())
         return (
             f"needs {want.pods} × {want.profile}{model}; the {mig} GPUs in MIG mode that have it hold {seats} at most"
         )
-    largest = max(sum(serves(book, want) for book in node.gpus.values()) for node in nodes)
+    largest = max(sum(could_serve(book, want, world) for book in node.gpus.values()) for node in nodes)
     if largest < want.count:
         return f"needs {_gpus(want, 'whole')} on one node; the largest node has {largest}"
     needs = f"needs {_gpus(want, 'whole')} on one node for each of {counted(want.pods, 'pod')}"
@@ -125,9 +127,18 @@ def serves(book: GpuBook, want: Want) -> bool:
     return not book.mig if want.profile == FULL else book.mig and want.profile in of_model(book.gpu.model)
 
 
-def _seats(node: NodeBook, want: Want) -> int:
+def could_serve(book: GpuBook, want: Want, world: World) -> bool:
+    """The GPU is of the model, and in the mode that the want needs or may be converted into it."""
+    if serves(book, want):
+        return True
+    if not (world.converts and book.gpu.convertible) or want.model != book.gpu.model:
+        return False
+    return want.profile == FULL or want.profile in of_model(book.gpu.model)
+
+
+def _seats(node: NodeBook, want: Want, world: World) -> int:
     """Pods that the node's GPUs could serve if nothing else were on them."""
-    serving = [book for book in node.gpus.values() if serves(book, want)]
+    serving = [book for book in node.gpus.values() if could_serve(book, want, world)]
     if want.profile == FULL:
         return len(serving) // want.count
     return sum(_slices_free(book, want, 0) for book in serving)

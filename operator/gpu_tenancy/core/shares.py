@@ -14,9 +14,11 @@ from functools import cached_property
 from math import fsum
 from typing import Final
 
+from gpu_tenancy.api.base import parse_duration
 from gpu_tenancy.core.snapshot import LeaseFacts, RecordFacts, Snapshot
 from gpu_tenancy.core.stock import Stock
 from gpu_tenancy.core.tenancy import Holding, Tenant, Tenants, decayed, faded, holding
+from gpu_tenancy.core.terms import expiry
 
 ENTRY_SECONDS: Final = 600
 """Seconds that every device which is held counts for at least: in the plan that places it, while it is handed over, and
@@ -32,11 +34,24 @@ class Standing:
         self.entry = 0.0
         """Slice-seconds that what it holds lacks of ENTRY_SECONDS."""
         self._gpus = self._memory = self._compute = 0
+        self._awaited: list[Holding] = []
 
     @property
     def holds(self) -> Holding:
         """What its leases hold, those placed in this plan included."""
         return Holding(self._gpus, self._memory, self._compute)
+
+    @property
+    def claims(self) -> Holding:
+        """What its leases hold, and what is being freed for others of them."""
+        if not self._awaited:
+            return self.holds
+        return Holding(*(sum(each) for each in zip(self.holds, *self._awaited, strict=True)))
+
+    def expect(self, devices: Holding) -> None:
+        """Count devices that are being freed for it."""
+        self._awaited.append(devices)
+        self.entry += devices.memory_slices * ENTRY_SECONDS
 
     def hold(self, devices: Holding, lacking: float) -> None:
         """Count devices that it holds. `lacking`: seconds for which they were not billed yet, of ENTRY_SECONDS."""
@@ -111,6 +126,35 @@ class Shares:
             self._standings[self.tenant(lease).title].hold(asked(lease), ENTRY_SECONDS)
         else:
             self._placed.append(lease)
+
+    def booked(self, lease: LeaseFacts) -> Holding:
+        """What the tenant's other leases will hold, as far as is known, while a lease that begins later runs."""
+        title, begins = self.tenant(lease).title, lease.spec.term.start or self._now
+        length = lease.spec.term.duration
+        until = begins + parse_duration(length) if length else None
+        others = [
+            asked(stock.lease)
+            for stock in self._stocks
+            if stock.lease.uid != lease.uid
+            and self.tenant(stock.lease).title == title
+            and _overlaps(stock, begins, until)
+        ]
+        return Holding(*(sum(each) for each in zip(Holding(), *others, strict=True)))
+
+    def expect(self, lease: LeaseFacts) -> None:
+        """Devices are being freed for the lease: its tenant has had its turn."""
+        self._standings[self.tenant(lease).title].expect(asked(lease))
+
+
+def _overlaps(stock: Stock, begins: datetime, until: datetime | None) -> bool:
+    """A lease holds devices, or was promised some, within a time."""
+    promised = stock.lease.status.reservation
+    if stock.keeps:
+        ends = expiry(stock.lease, stock.term)
+        return ends is None or ends > begins
+    if promised is None or stock.over or stock.lease.records:
+        return False
+    return (until is None or promised.begins < until) and (promised.until is None or promised.until > begins)
 
 
 def asked(lease: LeaseFacts) -> Holding:

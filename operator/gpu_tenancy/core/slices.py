@@ -79,7 +79,8 @@ def _slice_states(node: NodeFacts, bills: tuple[Bill, ...], unreachable: bool) -
     wanted, observed, billed = _by_gpu(node.slots), _by_gpu(node.observed), _bills_by_gpu(bills)
     for gpu in node.gpus:
         on_gpu = wanted.get(gpu.uuid, {}), observed.get(gpu.uuid, {}), billed.get(gpu.uuid, ())
-        for state, mask in _masks_by_state(gpu, *on_gpu, faulty=unreachable or not gpu.healthy).items():
+        faulty, changing = unreachable or not gpu.healthy, gpu.uuid in node.changing
+        for state, mask in _masks_by_state(gpu, *on_gpu, faulty=faulty, changing=changing).items():
             states[state] += mask.bit_count()
     return states
 
@@ -103,10 +104,17 @@ def _bills_by_gpu(bills: Iterable[Bill]) -> dict[str, list[Bill]]:
 
 
 def _masks_by_state(
-    gpu: Gpu, wanted: Mapping[str, Slot], observed: Mapping[str, ObservedSlot], billed: Sequence[Bill], *, faulty: bool
+    gpu: Gpu,
+    wanted: Mapping[str, Slot],
+    observed: Mapping[str, ObservedSlot],
+    billed: Sequence[Bill],
+    *,
+    faulty: bool,
+    changing: bool,
 ) -> dict[SliceState, int]:
     """The slices of one GPU in each state, as bits; each slice in one. Where a device being taken away overlaps its
-    successor, a hand-over, they count for whoever is billed or published, else as hand-over."""
+    successor, a hand-over, they count for whoever is billed or published, else as hand-over; so do those of a GPU that
+    is being converted, though it is fenced meanwhile."""
     devices: dict[str, Slot | ObservedSlot] = {**observed, **wanted}
     masks = {device: device_mask(gpu.model, slot.profile, slot.start) for device, slot in devices.items()}
     paid = {bill.device: bill.mask for bill in billed}
@@ -120,7 +128,7 @@ def _masks_by_state(
         by_state[state] = mask & left
         left &= ~mask
     faulty_left = left if faulty else left & gpu.fenced_mask
-    by_state[SliceState.FAULTY] |= faulty_left
+    by_state[SliceState.HAND_OVER if changing and not faulty else SliceState.FAULTY] |= faulty_left
     by_state[SliceState.IDLE] |= left & ~faulty_left
     return by_state
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, TypeVar, TypeVarTuple, cast
 
 from gpu_tenancy.api.base import HolderKind, format_time
 from gpu_tenancy.api.lease import GpuLeaseSpec, GpuLeaseStatus
-from gpu_tenancy.api.node import Gpu, NodeCondition, ObservedSlot, Slot
+from gpu_tenancy.api.node import Gpu, NodeCondition, ObservedSlot, Slot, WantedMode
 from gpu_tenancy.api.pool import MiningPoolSpec, MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.tenant import GpuTenantSpec, GpuTenantStatus, Quota
@@ -68,6 +68,10 @@ class NodeFacts:
     then: nothing on the node is planned, written, started or stopped."""
     mentions: frozenset[str] = frozenset()
     """Every word in a GpuNode that cannot be read: a lease whose UID is among them may hold a device there."""
+    modes: tuple[WantedMode, ...] = ()
+    """Modes that the operator wants of GPUs, whatever their Node declares (GpuNode.spec)."""
+    conversions: tuple[datetime, ...] = ()
+    """When conversions by demand were decided (GpuNode.spec)."""
 
     @cached_property
     def answers(self) -> dict[Hashable, object]:
@@ -78,6 +82,21 @@ class NodeFacts:
     def gpu_of(self) -> Mapping[str, Gpu]:
         """Its GPUs by UUID."""
         return {gpu.uuid: gpu for gpu in self.gpus}
+
+    @cached_property
+    def has_convertible(self) -> bool:
+        """Some GPU of it may be converted by demand."""
+        return any(gpu.convertible for gpu in self.gpus)
+
+    @cached_property
+    def changing(self) -> Mapping[str, WantedMode]:
+        """What GPUs should become that the agent has not brought into that mode yet, by UUID."""
+        wanted = {one.gpu: one for one in self.modes}
+        return {
+            gpu.uuid: wanted[gpu.uuid]
+            for gpu in self.gpus
+            if gpu.convertible and gpu.uuid in wanted and wanted[gpu.uuid].mode is not gpu.mode
+        }
 
     @cached_property
     def lasting_taints(self) -> tuple[Taint, ...]:
@@ -167,6 +186,8 @@ class PodRef(NamedTuple):
     uid: str
     grace_seconds: int | None = None
     """Its own terminationGracePeriodSeconds; None: not known."""
+    warned_of: datetime | None = None
+    """When, as it was told by an annotation, it loses its devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +379,26 @@ class TenantDefaults:
     """After so long what was used counts half."""
 
 
+@dataclass(frozen=True, slots=True)
+class SpotLimits:
+    """What the operator's settings say of spot leases."""
+
+    longest_notice: timedelta = timedelta(minutes=5)
+    """Longest notice that a spot lease may ask for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionRules:
+    """What the operator's settings say of conversions by demand."""
+
+    on_demand: bool = True
+    """Convert at all, where the Node lets it."""
+    dwell: timedelta = timedelta(minutes=30)
+    """A GPU keeps its new mode for so long, whoever asks."""
+    per_node_and_hour: int = 4
+    """Conversions of one node within an hour, there and back."""
+
+
 class PastUsage(NamedTuple):
     """What the closed segments of each namespace's leases come to."""
 
@@ -397,4 +438,6 @@ class Snapshot:
     """Refused actions by UID of the lease or pool they were for."""
     tenants: tuple[TenantFacts, ...] = ()
     tenant_defaults: TenantDefaults = TenantDefaults()
+    spot_limits: SpotLimits = SpotLimits()
+    conversion_rules: ConversionRules = ConversionRules()
     past_usage: PastUsage = NO_PAST

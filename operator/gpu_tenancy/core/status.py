@@ -20,11 +20,15 @@ from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core import ledger
 from gpu_tenancy.core.actions import Outlook
 from gpu_tenancy.core.amounts import counted
+from gpu_tenancy.core.ordering import PREEMPTIBLE
 from gpu_tenancy.core.snapshot import Failure
 from gpu_tenancy.core.terms import FINAL_REASONS, current_job, floor_second
 
 REFRESH: Final = timedelta(minutes=5)
 """Cost, queue position and messages about the queue are rewritten no more often than this when nothing else changes."""
+
+MOST_CAUSES: Final = 32
+"""Leases for which a spot lease has given way that are remembered."""
 
 Verdict = tuple[ConditionStatus, Reason, str]
 """Status, reason and message of one condition."""
@@ -51,15 +55,30 @@ def lease_status(outlook: Outlook, failure: Failure | None, now: datetime) -> Gp
         nodes=list(outlook.nodes),
         node_names=", ".join(outlook.nodes)[:4096] or None,
         position=outlook.position,
+        expected_start=outlook.expected_start,
         segment=last.segment if last else 0,
         billable_from=last.billable_from if last else None,
         billable_to=last.billable_to if last else None,
         expires_at=outlook.expires_at,
+        reservation=outlook.reservation,
+        commitment=outlook.commitment,
+        renewals=outlook.renewals,
+        preemption=outlook.preemption,
+        preempted_for=_preempted_for(outlook),
         cost=ledger.running_cost(records, now),
         hand_overs=list(outlook.hand_overs) or old.hand_overs,
         ended=_ended(outlook, last, now),
     )
     return _as_last_known(new, old) if lease.unreadable_record else new
+
+
+def _preempted_for(outlook: Outlook) -> list[str]:
+    """For whom it has lost devices: from when it has none any more, or others."""
+    known, notice = outlook.lease.status.preempted_for, outlook.lease.status.preemption
+    gone = outlook.admitted_now or not outlook.nodes
+    if notice is None or not gone or notice.cause in known:
+        return known
+    return [*known, notice.cause][-MOST_CAUSES:]
 
 
 def _as_last_known(new: GpuLeaseStatus, old: GpuLeaseStatus) -> GpuLeaseStatus:
@@ -118,6 +137,8 @@ def _conditions(outlook: Outlook, failure: Failure | None, now: datetime) -> lis
         ConditionType.SETTLED: _settled(outlook),
     }
     lease = outlook.lease
+    if lease.spec.tier is PREEMPTIBLE:
+        verdicts[ConditionType.PREEMPTED] = _preempted(outlook)
     states = ((kind, *verdict) for kind, verdict in verdicts.items())
     return rendered(LeaseCondition, lease.status.conditions, states, lease.generation, now)
 
@@ -182,6 +203,8 @@ def _ready(outlook: Outlook, failure: Failure | None) -> Verdict:
         return FALSE, Reason(failure.reason), failure.message
     if outlook.lost and not outlook.waiting:
         return FALSE, Reason.NODE_LOST, outlook.lost
+    if outlook.closed is not None and outlook.closed.reason is Reason.PREEMPTED:
+        return FALSE, Reason.PREEMPTED, f"{outlook.end_message} {REQUEUED}"
     return FALSE, outlook.waiting_reason, outlook.waiting or "The lease is being placed."
 
 
@@ -265,6 +288,28 @@ def _expired(outlook: Outlook, now: datetime) -> Verdict:
     return FALSE, Reason.RUNNING, f"Ends at {format_time(outlook.expires_at)}."
 
 
+def _preempted(outlook: Outlook) -> Verdict:
+    """Of a spot lease: whether it has to give way, or had to."""
+    notice = outlook.preemption
+    if outlook.over:
+        return FALSE, _end_reason(outlook, _last(outlook)), ""
+    if notice is None:
+        former = next((one for one in outlook.lease.status.conditions if one.type is ConditionType.PREEMPTED), None)
+        if outlook.nodes and not outlook.admitted_now and former and former.reason in TAKEN_BACK:
+            return FALSE, Reason.NOTICE_WITHDRAWN, "Its GPUs are not needed after all: the lease keeps them."
+        return FALSE, Reason.PREEMPTIBLE, "A lease of a firmer tier that finds no room may take its GPUs, with notice."
+    at = format_time(notice.at)
+    if outlook.closed is not None or not outlook.nodes:
+        return TRUE, Reason.PREEMPTED, f"Its GPUs were taken at {at} for a lease of a firmer tier. {REQUEUED}"
+    told = f"A lease of a firmer tier needs its GPUs: it loses them at {at}, when its pods are stopped. Save its work."
+    return FALSE, Reason.PREEMPTION_NOTICE, told
+
+
+REQUEUED: Final = "It is queued with what is left of its term, and keeps its price."
+TAKEN_BACK: Final = (Reason.PREEMPTION_NOTICE, Reason.NOTICE_WITHDRAWN)
+"""Reasons of a spot lease that had notice and has none now."""
+
+
 def _settled(outlook: Outlook) -> Verdict:
     """Nothing is held and every second is on record."""
     if not outlook.settled:
@@ -282,8 +327,9 @@ def _settled(outlook: Outlook) -> Verdict:
 
 
 def differs(old: GpuLeaseStatus, new: GpuLeaseStatus, last_write: datetime | None, now: datetime) -> bool:
-    """Whether to write the new status: any transition at once; running cost, position and the numbers in a queued
-    lease's messages at most every five minutes. `last_write`: when this process last wrote it, None: unknown."""
+    """Whether to write the new status: any transition at once; running cost, position, the expected start and the
+    numbers in a queued lease's messages at most every five minutes. `last_write`: when this process last wrote it,
+    None: unknown."""
     if old == new:
         return False
     if _essence(old) != _essence(new):
@@ -301,4 +347,5 @@ def _essence(status: GpuLeaseStatus) -> GpuLeaseStatus:
         condition.model_copy(update={"message": ""}) if condition.reason in QUEUED else condition
         for condition in status.conditions
     ]
-    return status.model_copy(update={"cost": None, "position": status.position and 1, "conditions": queued})
+    moving = {"cost": None, "position": status.position and 1, "expected_start": None}
+    return status.model_copy(update={**moving, "conditions": queued})

@@ -17,6 +17,7 @@ from gpu_tenancy.api.node import BROKEN, Gpu, ObservedSlot, Slot
 from gpu_tenancy.core.actions import Refusal
 from gpu_tenancy.core.ledger import held_by
 from gpu_tenancy.core.ordering import in_order
+from gpu_tenancy.core.promises import Promises
 from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts, RecordFacts, Snapshot
 from gpu_tenancy.core.tenancy import Tenant, Tenants
 from gpu_tenancy.core.terms import Ending, Term, current_job, ending, is_over, term_of
@@ -70,6 +71,7 @@ class Stock(NamedTuple):
 
 def take_stock(snapshot: Snapshot, tenants: Tenants, now: datetime) -> list[Stock]:
     """The stock of every lease, in the order of their age."""
+    promises = Promises(snapshot.leases, snapshot.tenants)
     held: dict[str, Held] = defaultdict(list)
     seen: dict[str, Seen] = defaultdict(dict)
     for node in snapshot.nodes:
@@ -89,6 +91,7 @@ def take_stock(snapshot: Snapshot, tenants: Tenants, now: datetime) -> list[Stoc
             ),
             tenants.of(lease.key.namespace),
             now,
+            promises,
             failing=lease.uid in snapshot.failures,
         )
         for lease in in_order(snapshot.leases)
@@ -117,13 +120,15 @@ class _Devices(NamedTuple):
     hidden: tuple[NodeFacts, ...]
 
 
-def _stock(lease: LeaseFacts, devices: _Devices, tenant: Tenant, now: datetime, *, failing: bool) -> Stock:
+def _stock(
+    lease: LeaseFacts, devices: _Devices, tenant: Tenant, now: datetime, promises: Promises, *, failing: bool
+) -> Stock:
     """`failing`: the API server refuses what the lease needs; if it is not billed yet, it gives its devices back."""
     held, seen, hidden = devices
     if lease.unreadable:
         return Stock(lease, Term(None), None, held, seen, keeps=True, wants=False, over=False, hidden=hidden)
     unsure = lease.invalid or lease.unreadable_record
-    term = Term(lease.status.accepted_duration) if unsure else term_of(lease, now, tenant)
+    term = _term(lease, held, tenant, now, promises) if not unsure else Term(lease.status.accepted_duration)
     stuck = _stuck(lease, hidden)
     lost, lost_at = _lost(lease, held, seen, hidden, now)
     end = ending(lease, term, now, lost=lost, lost_at=lost_at)
@@ -143,9 +148,13 @@ def _stock(lease: LeaseFacts, devices: _Devices, tenant: Tenant, now: datetime, 
     if lease.invalid and held and active:
         stuck = Refusal(Reason.INVALID_SPEC, lease.invalid, final=True)
         return Stock(lease, term, end, held, seen, keeps=True, wants=False, over=over, stuck=stuck)
-    usable = not (failing or _stale(lease, held, now))
+    usable = not (failing or _stale(lease, held, now) or _was_taken(lease, held, now))
     complete = active and len(held) == lease.devices and usable
     return Stock(lease, term, end, held, seen, keeps=complete, wants=active and not complete, over=over)
+
+
+def _term(lease: LeaseFacts, held: Held, tenant: Tenant, now: datetime, promises: Promises) -> Term:
+    return term_of(lease, now, tenant, promises.earliest(lease, held))
 
 
 def _stuck(lease: LeaseFacts, hidden: Sequence[NodeFacts]) -> Refusal | None:
@@ -216,6 +225,15 @@ def _on_record(lease: LeaseFacts, held: Held) -> bool:
     """A segment was opened for these very devices; their names tell attempts apart."""
     devices = {(node.name, slot.device) for node, slot in held}
     return any(devices == held_by(record) for record in lease.records)
+
+
+def _was_taken(lease: LeaseFacts, held: Held, now: datetime) -> bool:
+    """A lease of a firmer tier has a right to the devices of one that is not billed for them: any more, or yet."""
+    notice = lease.status.preemption
+    if notice is not None and notice.at <= now:
+        return True
+    last = lease.records[-1].spec if lease.records else None
+    return last is not None and last.reason is Reason.PREEMPTED and _on_record(lease, held)
 
 
 def _stale(lease: LeaseFacts, held: Held, now: datetime) -> bool:

@@ -7,7 +7,7 @@ defaults of the operator's settings. What tenants hold and who is next is in `co
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -15,6 +15,7 @@ from math import expm1, log
 from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import parse_duration
+from gpu_tenancy.api.lease import Tier
 from gpu_tenancy.api.tenant import Quota
 from gpu_tenancy.core.snapshot import TenantDefaults, TenantFacts
 from gpu_tenancy.mig.profiles import FULL, widths
@@ -41,9 +42,13 @@ class Tenant:
     """Longest term of its leases, as it was written."""
     longest: timedelta | None
     """The same as a length."""
+    tiers: tuple[Tier, ...] = ()
+    """Tiers of its leases; none: all."""
 
 
-def customer(title: str, weight: int, quota: Quota, max_term: str | None) -> Tenant:
+def customer(
+    title: str, weight: int, quota: Quota, max_term: str | None, tiers: Sequence[Tier] | None = None
+) -> Tenant:
     """A tenant with what its limits come to, which is asked for each lease."""
     limits = (quota.gpus, quota.memory_slices, quota.compute_slices)
     return Tenant(
@@ -52,6 +57,7 @@ def customer(title: str, weight: int, quota: Quota, max_term: str | None) -> Ten
         None if limits == (None, None, None) else limits,
         max_term,
         parse_duration(max_term) if max_term else None,
+        tuple(tiers or ()),
     )
 
 
@@ -80,11 +86,12 @@ class Tenants:
         for one in sorted(facts, key=lambda one: (one.created, one.name)):
             if one.spec is None:
                 continue
-            tenant = customer(title_of(one.name), one.spec.weight, one.spec.quota, one.spec.max_term)
-            for namespace in one.spec.namespaces:
+            spec = one.spec
+            tenant = customer(title_of(one.name), spec.weight, spec.quota, spec.max_term, spec.tiers)
+            for namespace in spec.namespaces:
                 owners.setdefault(namespace, one.name)
                 self._of.setdefault(namespace, tenant)
-            if lost := _lost(one.name, one.spec.namespaces, owners):
+            if lost := _lost(one.name, spec.namespaces, owners):
                 self.conflicts[one.name] = lost
 
     def of(self, namespace: str) -> Tenant:

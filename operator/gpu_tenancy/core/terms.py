@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import format_duration, format_time, parse_duration
 from gpu_tenancy.api.lease import ENDS, OnCompletion, Reason
+from gpu_tenancy.core.promises import LEAD
 from gpu_tenancy.core.snapshot import JobFacts, LeaseFacts, RecordFacts
 from gpu_tenancy.core.tenancy import Tenant
 
@@ -41,7 +42,9 @@ class Term(NamedTuple):
     duration: str | None
     """None: until deleted."""
     refusal: str = ""
-    """Why the duration in the spec is not in force."""
+    """Why the duration in the spec is not in force, or why the lease is not renewed."""
+    renewals: int = 0
+    """How often the duration of the spec was added to it by term.renew."""
 
     @property
     def length(self) -> timedelta | None:
@@ -81,15 +84,56 @@ def expiry(lease: LeaseFacts, term: Term) -> datetime | None:
     return record.spec.billable_from + length - timedelta(seconds=billed_seconds(lease.records))
 
 
-def term_of(lease: LeaseFacts, now: datetime, tenant: Tenant) -> Term:
-    """The duration in force. A changed spec is an admission: refused where the new term would already be over, or is
-    an extension to more than the tenant may have."""
-    wanted, status = lease.spec.term.duration, lease.status
+def begins_later(lease: LeaseFacts, now: datetime) -> bool:
+    """It has a start that has not come: nothing of it runs and nothing is billed before."""
+    start = lease.spec.term.start
+    return start is not None and not lease.records and now < start
+
+
+def term_of(lease: LeaseFacts, now: datetime, tenant: Tenant, promised_from: datetime | None) -> Term:
+    """The duration in force. A changed spec is an admission, and so is a renewal: refused where the new term would
+    already be over, is an extension to more than the tenant may have, or to devices that are promised to others.
+
+    `promised_from`: when the first promise to somebody else of what it holds begins; None: nothing is promised.
+    """
+    renewals = lease.status.renewals
+    term = _asked(lease, lengthened(lease.spec.term.duration, renewals), now, tenant, promised_from)
+    term = term._replace(renewals=renewals)
+    if term.refusal or not _renews(lease, term, now):
+        return term
+    longer = lengthened(lease.spec.term.duration, renewals + 1)
+    renewed = _asked(lease, longer, now, tenant, promised_from)
+    return term._replace(refusal=renewed.refusal) if renewed.refusal else renewed._replace(renewals=renewals + 1)
+
+
+def lengthened(duration: str | None, renewals: int) -> str | None:
+    """A duration that was renewed so many times."""
+    if duration is None or renewals == 0:
+        return duration
+    return format_duration(parse_duration(duration) * (1 + renewals))
+
+
+def _renews(lease: LeaseFacts, term: Term, now: datetime) -> bool:
+    """It is time for notice, and the lease is to go on. One that was not seen in time goes on as well: nobody else has
+    had its devices."""
+    if not lease.spec.term.renew or lease.spec.suspend or lease.deleted_at is not None:
+        return False
+    ends = expiry(lease, term)
+    return ends is not None and ends - parse_duration(lease.spec.term.notice) <= now
+
+
+def _asked(
+    lease: LeaseFacts, wanted: str | None, now: datetime, tenant: Tenant, promised_from: datetime | None
+) -> Term:
+    status = lease.status
     if status.admitted_at is None or wanted == status.accepted_duration:
         return Term(wanted)
-    if too_long(wanted, tenant) and _extends(wanted, status.accepted_duration):
-        asked = wanted or "without end"
+    extends, asked = _extends(wanted, status.accepted_duration), wanted or "without end"
+    if extends and too_long(wanted, tenant):
         return _kept(lease, asked, f"{tenant.title} may lease for {tenant.max_term} at most", "Set a shorter one.")
+    if extends and promised_from is not None and _lasts_until(lease, wanted) > promised_from - LEAD:
+        why = f"some of its devices are promised to others from {format_time(promised_from)}"
+        return _kept(lease, asked, why, "Set a term that ends before, or lease others besides.")
     if wanted is None:
         return Term(None)
     used = timedelta(seconds=billed_seconds(lease.records))
@@ -101,6 +145,17 @@ def term_of(lease: LeaseFacts, now: datetime, tenant: Tenant) -> Term:
     if parse_duration(wanted) > used:
         return Term(wanted)
     return _kept(lease, wanted, f"the lease has already run {format_duration(used)}", END_NOW)
+
+
+def _lasts_until(lease: LeaseFacts, wanted: str | None) -> datetime:
+    """When a lease that is billed now would end; one that is not yet is planned anew with its new term."""
+    record = lease.open_record
+    if record is None:
+        return datetime.min.replace(tzinfo=UTC)
+    if wanted is None:
+        return datetime.max.replace(tzinfo=UTC)
+    used = timedelta(seconds=billed_seconds(lease.records))
+    return record.spec.billable_from + parse_duration(wanted) - used
 
 
 def too_long(duration: str | None, tenant: Tenant) -> bool:

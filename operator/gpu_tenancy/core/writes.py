@@ -33,11 +33,14 @@ from gpu_tenancy.core.actions import (
     StopMiner,
     TouchClaim,
     TouchPod,
+    WarnPod,
 )
+from gpu_tenancy.core.conversion import Modes
 from gpu_tenancy.core.mining import by_device, revision
 from gpu_tenancy.core.outlooks import has_completed, unfinished
 from gpu_tenancy.core.snapshot import ClaimFacts, LeftClaim, MinerFacts, Snapshot, StartingPod
 from gpu_tenancy.core.stock import Stock, unreachable
+from gpu_tenancy.core.terms import begins_later
 
 Slots = Mapping[str, tuple[Slot, ...]]
 """Wanted devices by name of the node, ordered by name of the device."""
@@ -81,8 +84,11 @@ def records(snapshot: Snapshot, outlooks: Iterable[Outlook], now: datetime) -> I
 # --- promises -----------------------------------------------------------------------------------------------------
 
 
-def promises(snapshot: Snapshot, slots: Slots, outlooks: Iterable[Outlook]) -> Iterator[Action]:
-    """Prices and attempts of the leases placed now, then the devices of every node where they change."""
+def promises(
+    snapshot: Snapshot, slots: Slots, modes: Mapping[str, Modes], outlooks: Iterable[Outlook]
+) -> Iterator[Action]:
+    """Prices and attempts of the leases placed now, then what every node should have where that changes. `modes`: of
+    the nodes where those change."""
     promised: dict[str, set[str]] = defaultdict(set)
     for outlook in outlooks:
         if outlook.admitted_now:
@@ -90,9 +96,10 @@ def promises(snapshot: Snapshot, slots: Slots, outlooks: Iterable[Outlook]) -> I
             for name in outlook.nodes:
                 promised[name].add(outlook.lease.uid)
     for node in snapshot.nodes:
-        wanted = slots[node.name]
-        if wanted != node.slots and wanted != tuple(sorted(node.slots, key=by_device)):
-            yield SetSlots(node.name, node.generation, wanted, frozenset(promised[node.name]))
+        wanted, changed = slots[node.name], modes.get(node.name)
+        if changed is not None or (wanted != node.slots and wanted != tuple(sorted(node.slots, key=by_device))):
+            kept = changed or Modes(node.modes, node.conversions)
+            yield SetSlots(node.name, node.generation, wanted, frozenset(promised[node.name]), *kept)
 
 
 # --- miners -------------------------------------------------------------------------------------------------------
@@ -190,10 +197,13 @@ def pool_outlooks(snapshot: Snapshot, places: Mining) -> tuple[PoolOutlook, ...]
 # --- what runs on a lease -----------------------------------------------------------------------------------------
 
 
-def objects(outlook: Outlook) -> Iterator[Action]:
-    """The claim template and Job of a placed lease, at once: the pods wait in the scheduler's queue."""
+def objects(outlook: Outlook, now: datetime) -> Iterator[Action]:
+    """The claim template and Job of a placed lease, at once: the pods wait in the scheduler's queue. Of one that begins
+    later, when it begins: nobody uses devices before."""
     lease = outlook.lease
     if not outlook.nodes or outlook.refusal or outlook.over or outlook.closed or lease.namespace_ends:
+        return
+    if begins_later(lease, now):
         return
     if not lease.claim_template:
         yield CreateClaimTemplate(lease)
@@ -232,7 +242,24 @@ def _everything(stock: Stock) -> Iterator[Action]:
         yield from _users(stock, claim, _why(stock))
 
 
+def warnings(outlook: Outlook) -> Iterator[Action]:
+    """What the pods of a spot lease are told of its notice, once it is in the status; or that it was taken back."""
+    lease = outlook.lease
+    if outlook.closed is not None or not outlook.nodes or not lease.claims:
+        return
+    notice, stored = outlook.preemption, lease.status.preemption
+    if notice != stored:
+        return
+    at = notice.at if notice is not None else None
+    for claim in lease.claims:
+        for pod in claim.users:
+            if pod.warned_of != at:
+                yield WarnPod(lease, pod, at)
+
+
 def _why(stock: Stock) -> str:
+    if stock.wants and stock.lease.status.preemption is not None:
+        return "its lease gave way to one of a firmer tier, and is queued"
     if stock.wants:
         return "its lease lost its devices and is placed anew"
     return "its lease is over" if stock.over else "its lease is suspended"

@@ -11,13 +11,13 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from types import MappingProxyType
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from gpu_tenancy.kube.client import KubeClient, ListMeta
+from gpu_tenancy.kube.client import ListMeta, Page
 from gpu_tenancy.kube.errors import Gone, KubeError, Transient, from_response
 from gpu_tenancy.kube.resources import Resource
 
@@ -64,6 +64,26 @@ class _Entry(NamedTuple, Generic[T]):
     kept: bool
 
 
+class Watched(Protocol):
+    """The part of KubeClient that a view needs."""
+
+    def pages(
+        self, res: Resource, namespace: str | None = None, query: Mapping[str, str | None] | None = None
+    ) -> AsyncIterator[Page | None]:
+        """A list, page by page; None: what came so far is void."""
+
+    def watch(
+        self,
+        res: Resource,
+        version: str,
+        query: Mapping[str, str | None],
+        *,
+        seconds: int,
+        inactivity_seconds: float,
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """What changes after a resourceVersion, in chunks that are cut anywhere."""
+
+
 class Reflector(Generic[T]):
     """Keeps `items`, the objects of one kind decoded as the partial struct `decode`, in step with the API server.
 
@@ -81,7 +101,7 @@ class Reflector(Generic[T]):
 
     def __init__(  # noqa: PLR0913  (a view is defined by all of them, and most have a default)
         self,
-        client: KubeClient,
+        client: Watched,
         resource: Resource,
         decode: type[T],
         key: Callable[[T], str],

@@ -20,12 +20,12 @@ from gpu_tenancy.agent.machine import Machine
 from gpu_tenancy.agent.memory import Memory
 from gpu_tenancy.agent.settings import AgentSettings
 from gpu_tenancy.agent.situation import PROBATION, Fence, Made, PreparedClaim, PreparedDevice, Remedy, Situation
-from gpu_tenancy.api.node import GpuMode, HandOverStepType, Slot, SlotState
+from gpu_tenancy.api.node import GpuMode, HandOverStepType, Slot, SlotState, WantedMode
 from gpu_tenancy.mig.profiles import FULL
 from tests.fakes.clock import FakeClock
 from tests.fakes.gpus import FakeGpus, Faults
 from tests.fakes.machine import BYTES_PER_SECOND, CONTEXT_SECONDS, FakeHost, FakeScrubber
-from tests.unit.agent.world import holder
+from tests.unit.agent.world import EPOCH, holder
 
 MIG = range(4, 8)
 SCRUB = CONTEXT_SECONDS + (80 << 30) / BYTES_PER_SECOND
@@ -453,6 +453,30 @@ def test_a_gpu_on_which_nothing_is_takes_the_declared_mode_by_a_reset_of_it_alon
         slot = bench.slot(0, "1g.10gb", 6)
         bench.specify(beside, slot)
         await bench.clock.until(bench.are(SlotState.READY, slot, beside))
+
+    play(story)
+
+
+def ask(bench: Bench, index: int, mode: GpuMode, *slots: Slot) -> None:
+    """The spec asks for another mode of a GPU that its Node lets be converted."""
+    bench.memory.update(lambda now: known.declared(now, {index: GpuMode.WHOLE}, "", frozenset({index})))
+    asked = WantedMode(gpu=bench.gpus.uuids[index], mode=mode, since=EPOCH)
+    bench.memory.update(lambda now: known.specified(now, slots, now.generation + 1, [asked]))
+
+
+def test_a_gpu_takes_the_mode_that_the_spec_asks_for_and_goes_back_when_it_does_no_more() -> None:
+    async def story(bench: Bench) -> None:
+        uuid = bench.gpus.uuids[0]
+        ask(bench, 0, GpuMode.MIG)
+        await bench.clock.until(lambda: bench.memory.situation.gpus[uuid].mode is GpuMode.MIG)
+        slot = bench.slot(0, "1g.10gb", 6)
+        ask(bench, 0, GpuMode.MIG, slot)
+        await bench.clock.until(bench.are(SlotState.READY, slot))
+        bench.specify(slot)
+        await bench.clock.pass_by(60)
+        assert bench.state(slot) is SlotState.READY
+        bench.specify()
+        await bench.clock.until(lambda: bench.memory.situation.gpus[uuid].mode is GpuMode.WHOLE)
 
     play(story)
 

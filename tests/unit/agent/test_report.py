@@ -12,7 +12,9 @@ from gpu_tenancy.agent import situation as known
 from gpu_tenancy.agent.home import Home, Owner, declared_modes, home_of
 from gpu_tenancy.agent.situation import Fence, Remedy, Situation
 from gpu_tenancy.api.base import ConditionStatus
-from gpu_tenancy.api.node import GpuMode, GpuNodeStatus, NodeReason, Slot, SlotState
+from gpu_tenancy.api.names import ANNOTATION_CONVERTIBLE_GPUS as CONVERTIBLE
+from gpu_tenancy.api.names import ANNOTATION_MIG_GPUS as MIG
+from gpu_tenancy.api.node import GpuMode, GpuNodeStatus, NodeReason, Slot, SlotState, WantedMode
 from gpu_tenancy.mig.profiles import FULL
 from tests.unit.agent.world import EPOCH, MIG_GPU, WHOLE, World, instance, slot
 
@@ -84,6 +86,57 @@ def test_a_gpu_in_mig_mode_of_a_node_that_declares_nothing_is_left_alone_and_not
     assert "has no annotation gpu-tenancy.dev/mig-gpus that says whether it should be" in told[0].message
     assert told[0].fenced == ALL
     assert declared_modes(here, [0, 1]) == {}
+
+
+def converting(mode: GpuMode, convertible: str = "0,1") -> tuple[Situation, Home]:
+    """GPU 0 is in MIG mode, as its Node declares; the spec asks for that mode."""
+    here = home_of({"name": "n1", "uid": "u", "annotations": {MIG: "0", CONVERTIBLE: convertible}})
+    situation = known.declared(World().agent, declared_modes(here, [0, 1]), "", here.convertible_gpus)
+    asked = WantedMode(gpu=MIG_GPU, mode=mode, since=EPOCH)
+    return known.specified(situation, (), 1, [asked]), here
+
+
+def test_a_gpu_that_is_converted_by_demand_is_fenced_and_no_fault_of_its_node() -> None:
+    situation, here = converting(GpuMode.WHOLE)
+    told = report.status(situation, "boot-1", here, None, EPOCH)
+    gpu = next(one for one in told.gpus if one.uuid == MIG_GPU)
+    assert (gpu.mode, gpu.declared, gpu.convertible, gpu.fenced) == (GpuMode.MIG, GpuMode.MIG, True, ALL)
+    assert gpu.message == "GPU 0 is converted by demand from MIG to Whole once nothing is on it"
+    assert (told.conditions[0].reason, gpu.message in told.conditions[0].message) == (NodeReason.WORKING, True)
+
+
+def test_a_gpu_that_was_converted_by_demand_is_not_fenced_though_its_node_declares_another_mode() -> None:
+    situation, here = converting(GpuMode.WHOLE)
+    done = [replace(gpu, mode=GpuMode.WHOLE) for gpu in situation.gpus.values()]
+    told = report.status(known.listed(situation, done), "boot-1", here, None, EPOCH)
+    assert [one.fenced for one in told.gpus] == [[], []]
+    assert told.conditions[0].reason is NodeReason.READY
+
+
+def test_a_gpu_that_its_node_does_not_name_as_convertible_stays_as_declared() -> None:
+    situation, here = converting(GpuMode.WHOLE, "1")
+    told = {one.index: one for one in report.status(situation, "boot-1", here, None, EPOCH).gpus}
+    assert (told[0].convertible, told[0].fenced) == (False, [])
+    assert steps.diff(situation) == ()
+    assert [step for step in steps.diff(converting(GpuMode.WHOLE)[0]) if isinstance(step, steps.Convert)]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "remark"),
+    [
+        ({CONVERTIBLE: "0"}, "no GPU is convertible before annotation gpu-tenancy.dev/mig-gpus of the Node says"),
+        ({MIG: "0", CONVERTIBLE: "all"}, 'annotation gpu-tenancy.dev/convertible-gpus="all" of the Node is not'),
+    ],
+)
+def test_what_is_not_understood_of_convertible_gpus_makes_none_so_and_is_told(
+    annotations: dict[str, str], remark: str
+) -> None:
+    here = home_of({"name": "n1", "uid": "u", "annotations": annotations})
+    assert (here.convertible_gpus, here.mistake) == (frozenset(), "")
+    assert here.remark.startswith(remark)
+    declared = home_of({"name": "n1", "uid": "u", "annotations": {**annotations, MIG: "0"}})
+    told = report.status(World().agent, "boot-1", replace(declared, remark=here.remark), None, EPOCH)
+    assert told.conditions[0].message.endswith(here.remark)
 
 
 def test_a_strangers_instance_fences_its_own_slices_and_no_others() -> None:

@@ -90,7 +90,7 @@ def test_every_message_is_cut_to_its_bound_so_that_no_sentence_from_elsewhere_ca
 
 
 def test_absent_fields_are_left_out_and_never_null() -> None:
-    assert Term().to_wire() == {"notice": "5m"}
+    assert Term().to_wire() == {"notice": "5m", "renew": False}
 
 
 def test_a_claim_holder_is_written_as_an_object_of_the_group() -> None:

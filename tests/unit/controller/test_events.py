@@ -53,10 +53,17 @@ NEWS = [
     ((ConditionType.ADMITTED, TRUE, Reason.UNPRICED), "Warning"),
     ((ConditionType.ALLOCATED, FALSE, Reason.NODE_LOST), "Warning"),
     ((ConditionType.EXPIRED, FALSE, Reason.NOTICE_GIVEN), "Warning"),
+    ((ConditionType.STALLED, TRUE, Reason.TIER_NOT_ALLOWED), "Warning"),
+    ((ConditionType.STALLED, TRUE, Reason.NOTICE_TOO_LONG), "Warning"),
+    ((ConditionType.PREEMPTED, FALSE, Reason.PREEMPTION_NOTICE), "Warning"),
+    ((ConditionType.PREEMPTED, FALSE, Reason.NOTICE_WITHDRAWN), "Normal"),
+    ((ConditionType.PREEMPTED, TRUE, Reason.PREEMPTED), "Warning"),
 ]
 NO_NEWS = [
     (ConditionType.READY, FALSE, Reason.QUEUED),
     (ConditionType.READY, FALSE, Reason.OVER_QUOTA),
+    (ConditionType.READY, FALSE, Reason.PREEMPTING),
+    (ConditionType.PREEMPTED, FALSE, Reason.PREEMPTIBLE),
     (ConditionType.READY, FALSE, Reason.PREPARING),
     (ConditionType.STALLED, FALSE, Reason.UP_TO_DATE),
     (ConditionType.ADMITTED, TRUE, Reason.ADMITTED),

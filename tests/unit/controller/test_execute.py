@@ -527,7 +527,8 @@ def test_a_lease_gets_its_finalizer_before_its_price_and_keeps_other_peoples() -
     assert bench.server.made() == ["patch gpuleases/train", "write status gpuleases/train"]
     patch, written = bench.server.details
     assert patch["patch"]["metadata"] == {"finalizers": ["other/one", names.FINALIZER_SETTLE], "resourceVersion": "1"}
-    assert written["body"]["status"] == {"attempt": 7, "conditions": [], "handOvers": [], "nodes": [], "segment": 0}
+    empty: dict[str, Any] = {"conditions": [], "handOvers": [], "nodes": [], "preemptedFor": []}
+    assert written["body"]["status"] == {"attempt": 7, "renewals": 0, "segment": 0, **empty}
     assert written["body"]["metadata"]["resourceVersion"] == "2"
 
 

@@ -73,7 +73,7 @@ def _the_node(seen: Seen) -> NodeFacts:
     [
         ({}, "spec.gpus: Field required"),
         ({"gpus": {"profile": "full", "count": 0}}, "spec.gpus.count: Input should be greater than or equal to 1"),
-        ({**WHOLE, "tier": "Reserved"}, "spec.tier: Input should be 'OnDemand'"),
+        ({**WHOLE, "tier": "Auction"}, "spec.tier: Input should be 'Reserved', 'OnDemand' or 'Spot'"),
         ({**WHOLE, "term": {"duration": "4 hours"}}, 'spec.term.duration: Value error, duration "4 hours" is not'),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_segment_counts_also_where_only_its_archived_copy_is_left() -> None:
 
 def _odd(record: Object) -> Object:
     """As a newer version might have written it."""
-    return record | {"spec": {**record["spec"], "tier": "Reserved"}}
+    return record | {"spec": {**record["spec"], "tier": "Auction"}}
 
 
 def test_a_record_that_cannot_be_read_does_not_hide_the_others_and_its_lease_knows_of_it() -> None:
@@ -216,7 +216,7 @@ def test_a_record_that_cannot_be_read_does_not_hide_the_others_and_its_lease_kno
     seen.own(_odd(_record("uid-train-1", **CLOSED)), _record("uid-train-2", segment=2))
     other, train = seen.snapshot().leases
     assert [one.name for one in train.records] == ["uid-train-2"]
-    why = "spec.tier: Input should be 'OnDemand'"
+    why = "spec.tier: Input should be 'Reserved', 'OnDemand' or 'Spot'"
     assert train.unreadable_record == f"UsageRecord team-a/uid-train-1 cannot be read ({why})"
     assert other.unreadable_record == ""
 

@@ -19,8 +19,10 @@ ROOMY: Final = Amount(cpu_milli=128_000, memory=1024 * 2**30, pods=110)
 """A node on which CPU, memory and pod slots are never the reason."""
 
 
-def gpus(node: str, count: int, mig: Collection[int] = (), model: str = MODEL) -> list[Gpu]:
-    """GPUs of a node; those in `mig` are in MIG mode."""
+def gpus(
+    node: str, count: int, mig: Collection[int] = (), model: str = MODEL, convertible: Collection[int] = ()
+) -> list[Gpu]:
+    """GPUs of a node; those in `mig` are in MIG mode, as declared, those in `convertible` may be in the other."""
     return [
         Gpu(
             index=index,
@@ -28,15 +30,21 @@ def gpus(node: str, count: int, mig: Collection[int] = (), model: str = MODEL) -
             model=model,
             memory_mib=81_920,
             mode=GpuMode.MIG if index in mig else GpuMode.WHOLE,
+            declared=GpuMode.MIG if index in mig else GpuMode.WHOLE,
+            convertible=index in convertible,
         )
         for index in range(count)
     ]
 
 
+TERM: Final = ("duration", "notice", "preemption_notice", "start", "renew")
+"""Fields of a lease's term."""
+
+
 def lease_spec(profile: str = "full", count: int = 1, pods: int = 1, **more: object) -> GpuLeaseSpec:
-    """A GpuLease; `model`, `duration`, `notice`, `cpu` and `memory` go where they belong."""
+    """A GpuLease; `model`, `duration`, `notice`, `preemption_notice`, `cpu` and `memory` go where they belong."""
     gpu_fields = {"profile": profile, "count": count, "model": more.pop("model", None)}
-    term = {name: more.pop(name) for name in ("duration", "notice") if name in more}
+    term = {name: more.pop(name) for name in TERM if name in more}
     resources = {name: more.pop(name) for name in ("cpu", "memory") if name in more}
     return GpuLeaseSpec.model_validate(
         {"gpus": gpu_fields, "pods": pods, "term": term, **({"pod_resources": resources} if resources else {}), **more}

@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import pairwise
+from typing import NamedTuple
 
-from gpu_tenancy.api.base import HolderKind
-from gpu_tenancy.api.lease import QUEUED, ConditionType, Reason
+from gpu_tenancy.api.base import HolderKind, parse_duration
+from gpu_tenancy.api.lease import QUEUED, ConditionType, Reason, Tier
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core.actions import SetSlots
@@ -24,6 +25,16 @@ from gpu_tenancy.mig.profiles import FULL, MEMORY_SLICES
 from tests.unit.core.simulation import Cluster, Node, mask
 
 
+class Notice(NamedTuple):
+    """What a spot lease was told."""
+
+    at: datetime
+    """When it loses its devices."""
+    told: datetime
+    runs: bool
+    """It was billed then."""
+
+
 class Laws:
     """Watches one cluster; `check` after every step."""
 
@@ -34,6 +45,9 @@ class Laws:
         self._ready: dict[tuple[str, str], datetime] = {}
         self._gone: dict[tuple[str, str], datetime] = {}
         self._spec: dict[tuple[str, str], Slot] = {}
+        self._notices: dict[str, Notice] = {}
+        self._taken: dict[str, str] = {}
+        """Leases for which others went, by the segments that ended for them."""
 
     def check(self) -> None:
         """Everything that holds at any instant, also while an operator lies dead between two writes."""
@@ -44,6 +58,7 @@ class Laws:
         self._firm_leases_stay()
         self._quotas_are_kept()
         self._nobody_is_passed_over()
+        self._spot_leases_are_told()
         self._every_second_once()
 
     def check_reports(self) -> None:
@@ -115,7 +130,8 @@ class Laws:
 
     def _nobody_is_passed_over(self) -> None:
         """Of two leases that ask for the same the one whose tenant has had less for its weight is not left waiting for
-        room while the other is placed; unless its tenant was given something else in the same plan."""
+        room while the other is placed; unless its tenant was given something else in the same plan, or others have
+        made room for the one that is placed."""
         facts, decided = self.cluster.last_facts, self.cluster.last_plan
         placed = [one.lease for one in decided.leases if one.admitted_now]
         waits = (Reason.QUEUED, Reason.FRAGMENTED)
@@ -124,12 +140,48 @@ class Laws:
             return
         tenants = Tenants(facts.tenants, facts.tenant_defaults)
         before = Shares(tenants, facts, take_stock(facts, tenants, self.cluster.now), self.cluster.now)
+        ahead = {one.status.preemption.cause for one in facts.leases if one.status.preemption}
         given = {before.tenant(lease) for lease in placed}
         for lease in waiting:
             if before.tenant(lease) not in given:
                 least = before.share(before.tenant(lease)), rank(lease)
-                others = [other for other in placed if _asks(other) == _asks(lease)]
+                others = [other for other in placed if _asks(other) == _asks(lease) and other.uid not in ahead]
                 assert all((before.share(before.tenant(other)), rank(other)) < least for other in others)
+
+    def _spot_leases_are_told(self) -> None:
+        """Only spot leases go for others, only for one that waits for that, not before all of their notice has run
+        out, and for nobody twice."""
+        for uid, lease in self.cluster.leases.items():
+            notice = lease.status.preemption
+            if notice is None:
+                self._notices.pop(uid, None)
+            elif uid not in self._notices or self._notices[uid].at != notice.at:
+                self._notices[uid] = Notice(notice.at, self.cluster.now, self._is_billed(uid))
+        for one in self.cluster.last_plan.leases:
+            if one.preemption is not None and one.preemption != one.lease.status.preemption:
+                [cause] = [other for other in self.cluster.last_plan.leases if other.lease.uid == one.preemption.cause]
+                assert cause.refusal is not None
+                assert cause.refusal.reason is Reason.PREEMPTING
+        for name, record in self.cluster.records.items():
+            if record.spec.reason is Reason.PREEMPTED and name not in self._taken:
+                self._was_told(name, record.spec)
+
+    def _was_told(self, name: str, spec: UsageRecordSpec) -> None:
+        assert spec.tier is Tier.SPOT
+        lease = self.cluster.leases.get(spec.contract)
+        if lease is None:
+            return
+        notice, said = self._notices[lease.uid], lease.status.preemption
+        asked = parse_duration(lease.spec.term.preemption_notice or "30s")
+        assert not notice.runs or notice.at - notice.told >= asked
+        assert spec.billable_to == max(notice.at, spec.billable_from)
+        pairs = {(one.rpartition("-")[0], cause) for one, cause in self._taken.items()}
+        assert said is not None
+        assert (spec.contract, said.cause) not in pairs, "a lease goes twice for the same one"
+        self._taken[name] = said.cause
+
+    def _is_billed(self, contract: str) -> bool:
+        return any(record.is_open and record.spec.contract == contract for record in self.cluster.records.values())
 
     def _every_second_once(self) -> None:
         by_contract: dict[str, dict[int, UsageRecordSpec]] = defaultdict(dict)
@@ -165,8 +217,7 @@ class Laws:
         if self.cluster.lease(uid).unreadable_record:
             assert self.cluster.is_true(uid, ConditionType.STALLED)
             return
-        is_billed = any(record.is_open and record.spec.contract == uid for record in self.cluster.records.values())
-        assert self.cluster.is_true(uid) == is_billed
+        assert self.cluster.is_true(uid) == self._is_billed(uid)
         waits_for_room = ready.reason in QUEUED
         assert waits_for_room == (self.cluster.leases[uid].status.position is not None)
         assert not (self.cluster.is_true(uid) and self.cluster.is_true(uid, ConditionType.SETTLED))
@@ -176,7 +227,7 @@ class Laws:
 
 
 def _asks(lease: LeaseFacts) -> object:
-    return lease.spec.gpus, lease.spec.pods, needs_of(lease)
+    return lease.spec.tier, lease.spec.gpus, lease.spec.pods, lease.spec.term.duration, needs_of(lease)
 
 
 def _assert_disjoint(slots: Iterable[Slot]) -> None:

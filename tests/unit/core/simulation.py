@@ -16,7 +16,16 @@ from typing import Final, assert_never
 
 from gpu_tenancy.api.base import ConditionStatus, Holder
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpuLeaseStatus, LeaseCondition
-from gpu_tenancy.api.node import Gpu, HandOver, HandOverStep, HandOverStepType, ObservedSlot, Slot, SlotState
+from gpu_tenancy.api.node import (
+    Gpu,
+    HandOver,
+    HandOverStep,
+    HandOverStepType,
+    ObservedSlot,
+    Slot,
+    SlotState,
+    WantedMode,
+)
 from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookSpec, PriceBookStatus
 from gpu_tenancy.api.tenant import GpuTenantSpec, GpuTenantStatus
@@ -39,6 +48,7 @@ from gpu_tenancy.core.actions import (
     TouchClaim,
     TouchPod,
     Unbind,
+    WarnPod,
     blame,
 )
 from gpu_tenancy.core.amounts import NOTHING, Amount
@@ -51,6 +61,7 @@ from gpu_tenancy.core.slices import SliceState, open_bills, slice_states
 from gpu_tenancy.core.snapshot import (
     BookFacts,
     ClaimFacts,
+    ConversionRules,
     JobFacts,
     Key,
     LeaseFacts,
@@ -60,18 +71,21 @@ from gpu_tenancy.core.snapshot import (
     PoolFacts,
     RecordFacts,
     Snapshot,
+    SpotLimits,
     TemplateFacts,
     TenantDefaults,
     TenantFacts,
 )
 from gpu_tenancy.mig.layout import Placement, mask_of
 from gpu_tenancy.mig.profiles import FULL
-from tests.unit.core.builders import MODEL, ROOMY, START, gpus, lease_spec, pool_spec
+from tests.unit.core.builders import MODEL, ROOMY, START, TERM, gpus, lease_spec, pool_spec
 from tests.unit.core.past import past_usage
 
 HEARTBEAT: Final = timedelta(seconds=40)
 TENANT_GRACE: Final = timedelta(seconds=2)
 TICK: Final = timedelta(milliseconds=500)
+RESET: Final = timedelta(seconds=2)
+"""How long a GPU takes to be reset for another mode."""
 
 
 class OperatorDiedError(Exception):
@@ -127,6 +141,8 @@ class Pod:
     """Of a miner: what it was made from."""
     stops_at: datetime | None = None
     """It was deleted and is gone by then."""
+    warned_of: datetime | None = None
+    """When, as it was told, it loses its devices."""
 
 
 @dataclass(slots=True)
@@ -157,6 +173,8 @@ class Node:
     name: str
     gpus: list[Gpu]
     slots: tuple[Slot, ...] = ()
+    modes: tuple[WantedMode, ...] = ()
+    conversions: tuple[datetime, ...] = ()
     generation: int = 1
     held: dict[str, Device] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -174,6 +192,10 @@ class Node:
     """What is left of holders cannot be proven gone in time."""
     unreadable: str = ""
     """Part of its GpuNode that the operator cannot read: spec or status."""
+    resets: dict[str, datetime] = field(default_factory=dict)
+    """When the reset of each GPU that is being converted began, by UUID."""
+    converted: list[datetime] = field(default_factory=list)
+    """When its GPUs were reset for another mode."""
 
     def facts(self) -> NodeFacts:
         """As the operator sees it."""
@@ -195,6 +217,8 @@ class Node:
             agent_until=self.agent_until,
             unreadable=f"GpuNode {self.name} cannot be read ({self.unreadable})" if self.unreadable else "",
             mentions=frozenset(holder.uid for holder in holders) if self.unreadable else frozenset(),
+            modes=() if self.unreadable == "spec" else self.modes,
+            conversions=() if self.unreadable == "spec" else self.conversions,
         )
 
 
@@ -234,6 +258,8 @@ class Cluster:
         self.books: dict[str, BookFacts] = {}
         self.tenants: dict[str, TenantFacts] = {}
         self.tenant_defaults = TenantDefaults()
+        self.spot_limits = SpotLimits()
+        self.conversion_rules = ConversionRules()
         self.ending: set[str] = set()
         """Namespaces that are being deleted."""
         self.verdict = ""
@@ -267,9 +293,17 @@ class Cluster:
 
     # --- what people and machines do --------------------------------------------------------------------------------
 
-    def add_node(self, name: str, count: int = 8, mig: Collection[int] = (), model: str = MODEL) -> Node:
-        """A node; the GPUs in `mig` are in MIG mode."""
-        self.nodes[name] = Node(name, gpus(name, count, mig, model), agent_until=self.now + HEARTBEAT)
+    def add_node(
+        self,
+        name: str,
+        count: int = 8,
+        mig: Collection[int] = (),
+        model: str = MODEL,
+        convertible: Collection[int] = (),
+    ) -> Node:
+        """A node; the GPUs in `mig` are in MIG mode, those in `convertible` may be converted."""
+        known = gpus(name, count, mig, model, convertible)
+        self.nodes[name] = Node(name, known, agent_until=self.now + HEARTBEAT)
         return self.nodes[name]
 
     def add_pool(self, name: str = "pool", **more: object) -> str:
@@ -321,11 +355,10 @@ class Cluster:
         self.deployments.append(Deployment(f"deployment-{lease}", lease, pods))
 
     def edit(self, lease: str, **change: object) -> None:
-        """Change fields of a lease's spec; `duration` goes where it belongs."""
+        """Change fields of a lease's spec; those of the term go where they belong."""
         old = self.leases[lease]
         fields = old.spec.model_dump()
-        if "duration" in change:
-            fields["term"]["duration"] = change.pop("duration")
+        fields["term"] |= {name: change.pop(name) for name in TERM if name in change}
         spec = GpuLeaseSpec.model_validate({**fields, **change})
         self.leases[lease] = replace(old, spec=spec, generation=old.generation + 1)
 
@@ -388,6 +421,8 @@ class Cluster:
             orphans=tuple(record for name, record in self.records.items() if name not in known | self.unreadable),
             tenants=tuple(self.tenants.values()),
             tenant_defaults=self.tenant_defaults,
+            spot_limits=self.spot_limits,
+            conversion_rules=self.conversion_rules,
             past_usage=past_usage(
                 (one.spec for one in {**self.archive, **self.records}.values()),
                 self.now,
@@ -422,9 +457,7 @@ class Cluster:
             claim_template=self.templates.get(uid, ""),
             jobs=tuple(job.facts for job in self.jobs.values() if job.lease == uid),
             claims=tuple(
-                ClaimFacts(
-                    one.namespace, one.name, one.uid, uid, one.devices, (PodRef(one.namespace, pod.name, pod.uid),)
-                )
+                ClaimFacts(one.namespace, one.name, one.uid, uid, one.devices, (_ref(pod),))
                 for pod in self.pods.values()
                 if (one := pod.claim).holder == uid and one.devices
             ),
@@ -488,6 +521,7 @@ class Cluster:
                 node.agent_until = self.now + HEARTBEAT
             if node.agent and not self.lags(node):
                 self._agent(node)
+                node.gpus[:] = [self._convert(node, gpu) for gpu in node.gpus]
         self._finish_stopping()
         self._controllers()
         self._schedule()
@@ -541,7 +575,7 @@ class Cluster:
                 return False
             case CloseRecord() | ArchiveRecord():
                 return action.record.name in self.unreadable
-            case DeleteClaimTemplate() | DeleteJob() | DeletePod() | CreateJob():
+            case DeleteClaimTemplate() | DeleteJob() | DeletePod() | WarnPod() | CreateJob():
                 there = {node for node, _ in self.slots_of(action.lease.uid)}
                 return action.lease.uid in self.unreadable or not there.isdisjoint(hidden)
             case _:
@@ -586,7 +620,7 @@ class Cluster:
                 yield
             case StartMiner() | StopMiner():
                 yield from self._write_miner(action)
-            case CreateClaimTemplate() | DeleteClaimTemplate() | CreateJob() | DeleteJob() | DeletePod():
+            case CreateClaimTemplate() | DeleteClaimTemplate() | CreateJob() | DeleteJob() | DeletePod() | WarnPod():
                 self._write_workload(action)
                 yield
             case TouchClaim() | TouchPod():
@@ -634,7 +668,7 @@ class Cluster:
         node = self.nodes.get(action.node)
         if node is None or node.generation != action.generation or self.conflicts(action):
             raise RefusedError
-        node.slots = action.slots
+        node.slots, node.modes, node.conversions = action.slots, action.modes, action.conversions
         node.generation += 1
 
     def _write_miner(self, action: StartMiner | StopMiner) -> Iterator[None]:
@@ -661,7 +695,7 @@ class Cluster:
                     yield
 
     def _write_workload(
-        self, action: CreateClaimTemplate | DeleteClaimTemplate | CreateJob | DeleteJob | DeletePod
+        self, action: CreateClaimTemplate | DeleteClaimTemplate | CreateJob | DeleteJob | DeletePod | WarnPod
     ) -> None:
         uid = action.lease.uid
         creates = isinstance(action, CreateClaimTemplate | CreateJob)
@@ -677,9 +711,17 @@ class Cluster:
                 self.jobs[name] = Job(facts, uid, action.nodes, self.works[uid])
             case DeleteJob():
                 self.jobs[action.job].facts = replace(self.jobs[action.job].facts, deleting=True)
-            case DeletePod():
-                if action.pod.name in self.pods:
-                    self._stop(self.pods[action.pod.name], TENANT_GRACE)
+            case DeletePod() | WarnPod():
+                self._write_pod(action)
+
+    def _write_pod(self, action: DeletePod | WarnPod) -> None:
+        pod = self.pods.get(action.pod.name)
+        if pod is None:
+            return
+        if isinstance(action, WarnPod):
+            pod.warned_of = action.at
+        else:
+            self._stop(pod, TENANT_GRACE)
 
     def _unbind(self, action: Unbind) -> None:
         uid = action.lease.uid
@@ -707,6 +749,23 @@ class Cluster:
         for name, slot in wanted.items():
             if name not in node.held:
                 node.held[name] = Device(slot)
+
+    def _convert(self, node: Node, gpu: Gpu) -> Gpu:
+        """Bring a GPU into the mode that is wanted of it, once nothing is on it; nothing new is planned on it until
+        then."""
+        asked = {one.gpu: one.mode for one in node.modes}
+        wanted = (asked.get(gpu.uuid) if gpu.convertible else None) or gpu.declared
+        if wanted is gpu.mode or not gpu.healthy:
+            return gpu.model_copy(update={"fenced": []}) if node.resets.pop(gpu.uuid, None) else gpu
+        occupied = any(device.slot.gpu == gpu.uuid for device in node.held.values())
+        if not occupied and gpu.uuid not in node.resets:
+            assert all(slot.gpu != gpu.uuid for slot in node.slots), "something is wanted on a GPU that is converted"
+            node.resets[gpu.uuid] = self.now
+            node.converted.append(self.now)
+        if self.now - node.resets.get(gpu.uuid, self.now) < RESET:
+            return gpu.model_copy(update={"fenced": list(range(8))})
+        del node.resets[gpu.uuid]
+        return gpu.model_copy(update={"mode": wanted, "fenced": []})
 
     def _take_away(self, node: Node, device: Device) -> None:
         if device.state not in {SlotState.DRAINING, SlotState.QUARANTINED}:
@@ -874,6 +933,10 @@ class Cluster:
 
     def _uid(self, kind: str) -> str:
         return f"{kind}-{next(self._names)}"
+
+
+def _ref(pod: Pod) -> PodRef:
+    return PodRef(pod.claim.namespace, pod.name, pod.uid, warned_of=pod.warned_of)
 
 
 def _depends(action: Action, failed: set[str], left_alone: set[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from typing import NamedTuple
 
 from hypothesis import settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gpu_tenancy.core.planner import plan
+from gpu_tenancy.core.snapshot import ConversionRules
 from tests.unit.core.builders import book_spec
 from tests.unit.core.laws import Laws
 from tests.unit.core.simulation import Cluster
@@ -30,6 +32,8 @@ class Wish(NamedTuple):
     works: float | None
     """Seconds that its Job runs; None: a Deployment of the tenant's own."""
     namespace: str
+    tier: dict[str, str]
+    """With the notice that a spot lease asks for."""
 
 
 WISHES = st.builds(
@@ -39,6 +43,7 @@ WISHES = st.builds(
     duration=st.sampled_from([None, "3s", "9s", "30s"]),
     works=st.sampled_from([None, None, 3.0, float("inf")]),
     namespace=st.sampled_from(["team", "team", "other"]),
+    tier=st.sampled_from([{}, {}, {"tier": "Spot", "preemption_notice": "3s"}, {"tier": "Spot"}]),
 )
 
 
@@ -67,8 +72,9 @@ class History(RuleBasedStateMachine):
         wishes=st.lists(WISHES, min_size=1, max_size=4),
     )
     def begin(self, priced: bool, pools: tuple[str, ...], wishes: list[Wish]) -> None:
-        self.cluster.add_node("a", 3, mig={2})
-        self.cluster.add_node("b", 2, mig={0, 1})
+        self.cluster.conversion_rules = ConversionRules(dwell=timedelta(seconds=20))
+        self.cluster.add_node("a", 3, mig={2}, convertible={1})
+        self.cluster.add_node("b", 2, mig={0, 1}, convertible={0})
         for number, devices in enumerate(pools):
             self.cluster.add_pool(f"p{number}", devices=devices, priority=number)
         if priced:
@@ -98,6 +104,7 @@ class History(RuleBasedStateMachine):
             namespace=wish.namespace,
             duration=wish.duration,
             notice="1s",
+            **wish.tier,
         )
         if wish.works is None:
             self.cluster.deploy(uid, pods)

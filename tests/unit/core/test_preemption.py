@@ -15,6 +15,7 @@ from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
 from gpu_tenancy.core.actions import Plan, SetSlots
 from gpu_tenancy.core.amounts import Amount
+from gpu_tenancy.core.desirability import NOBODY, span
 from gpu_tenancy.core.placement import Placed, Want, World
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.podspec import PodNeeds
@@ -299,17 +300,19 @@ def fewest_stopped(found: Iterable[MiningGpu], profile: str, pods: int) -> int |
     found=st.lists(mining_gpus(), min_size=1, max_size=6),
     profile=st.sampled_from(PROFILES),
     pods=st.integers(1, 12),
+    left=st.none() | st.timedeltas(timedelta(0), timedelta(days=40)),
+    lasting=st.lists(st.timedeltas(timedelta(0), timedelta(days=40)), min_size=6, max_size=6),
 )
-def test_no_way_to_seat_a_large_gang_of_slices_stops_fewer_miners(
-    found: list[MiningGpu], profile: str, pods: int
+def test_no_way_to_seat_a_large_gang_of_slices_stops_fewer_miners_however_long_leases_last(
+    found: list[MiningGpu], profile: str, pods: int, left: timedelta | None, lasting: list[timedelta]
 ) -> None:
     best = fewest_stopped(found, profile, pods)
     world = World([_mining_node(found)], START, {})
-    for gpu, (held, _) in zip(world.nodes["a"].gpus.values(), found, strict=True):
-        gpu.hard = held
+    for gpu, (held, _), ends in zip(world.nodes["a"].gpus.values(), found, lasting, strict=False):
+        gpu.hard, gpu.lasts = held, span(ends) if held else NOBODY
         world.nodes["a"].slots.append(_slot(gpu.gpu.uuid, "held", 0, HolderKind.GPU_LEASE))
     world.settle()
-    placed = world.place([Want(profile, 1, pods, MODEL, PodNeeds(Amount(1, 1, 1)))])
+    placed = world.place([Want(profile, 1, pods, MODEL, PodNeeds(Amount(1, 1, 1)))], left)
     assert (placed is None) == (best is None)
     if placed is not None:
         after = [book.hard for book in world.nodes["a"].gpus.values()]
