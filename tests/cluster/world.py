@@ -41,6 +41,8 @@ class GpuServer:
     gpus: int = 8
     mig: tuple[int, ...] = ()
     """Indices of the GPUs in MIG mode."""
+    convertible: tuple[int, ...] = ()
+    """Indices of the GPUs that may be converted by demand."""
     model: str = MODEL
     cpu: str = "128"
     memory: str = "2Ti"
@@ -298,14 +300,18 @@ class World:
             await self.operator_ready()
 
     async def _add_node(self, server: GpuServer) -> None:
-        mig = {names.ANNOTATION_MIG_GPUS: ",".join(map(str, server.mig))} if server.mig else {}
+        annotations = {}
+        if server.mig or server.convertible:
+            annotations[names.ANNOTATION_MIG_GPUS] = ",".join(map(str, server.mig))
+        if server.convertible:
+            annotations[names.ANNOTATION_CONVERTIBLE_GPUS] = ",".join(map(str, server.convertible))
         await self.control_plane.fake_nodes(
             [server.name],
             cpu=server.cpu,
             memory=server.memory,
             pods=server.pods,
             labels=dict(server.labels),
-            annotations=mig,
+            annotations=annotations,
         )
 
     async def _spawn_agents(self, name: str, servers: Sequence[GpuServer]) -> None:

@@ -89,6 +89,18 @@ class Metrics:
             ("tenant",),
             registry=self.registry,
         )
+        self.conversions = Counter(
+            "gpu_tenancy_conversions",
+            "Conversions of GPUs between whole and MIG that were decided by demand, there and back.",
+            registry=self.registry,
+        )
+        self.largest_fit = Gauge(
+            "gpu_tenancy_largest_fit",
+            "Devices of a profile that GPUs have room for beside leases, miners gone; of full, on one node at most.",
+            ("model", "profile"),
+            registry=self.registry,
+        )
+        self._converted_at: datetime | None = None
         self._slices: Tally[SliceState] = Tally()
         self._slices_at: datetime | None = None
 
@@ -102,6 +114,9 @@ class Metrics:
         """Note what was planned."""
         for action in plan.actions:
             self.actions.labels(_kind(action)).inc()
+        self.largest_fit.clear()
+        for (model, profile), count in plan.fits.items():
+            self.largest_fit.labels(model, profile).set(count)
 
     def count_transition(self, note: Note) -> None:
         """Note a lease's transition."""
@@ -140,12 +155,20 @@ class Metrics:
             elapsed = max(0.0, (now - self._slices_at).total_seconds())
             for state in SliceState:
                 self.slice_seconds.labels(str(state)).inc(self._slices[state] * elapsed)
+        self._count_conversions(snapshot, now)
         bills = open_bills(segments_of(snapshot))
         self._slices, self._slices_at = Tally(), now
         for node in snapshot.nodes:
             self._slices.update(slice_states(node, bills, now))
         for state in SliceState:
             self.slices.labels(str(state)).set(self._slices[state])
+
+    def _count_conversions(self, snapshot: Snapshot, now: datetime) -> None:
+        """Note the conversions that GpuNodes tell of and did not before; those before the first look do not count."""
+        known = [at for node in snapshot.nodes for at in node.conversions]
+        if self._converted_at is not None:
+            self.conversions.inc(sum(at > self._converted_at for at in known))
+        self._converted_at = max((*known, self._converted_at or now))
 
 
 def _kind(action: Action) -> str:

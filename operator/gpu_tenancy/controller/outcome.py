@@ -76,7 +76,7 @@ def _wanted(action: SetSlots) -> Hashable:
     return tuple(slot.device for slot in action.slots), tuple((one.gpu, one.mode) for one in action.modes)
 
 
-def identity(action: Action) -> Hashable:
+def identity(action: Action) -> Hashable:  # noqa: C901  (one case per action, nothing more)
     """The same for an action that is planned again in a later cycle."""
     match action:
         case CloseRecord() | ArchiveRecord():

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from gpu_tenancy.api.base import ApiModel, format_micro_time, format_time
 from gpu_tenancy.api.lease import GpuLease
-from gpu_tenancy.api.names import GROUP, LABEL_AGENT, VERSION
+from gpu_tenancy.api.names import API_VERSION, LABEL_AGENT
 from gpu_tenancy.api.pool import MiningPool
 from gpu_tenancy.api.pricebook import PriceBook
 from gpu_tenancy.api.tenant import GpuTenant
@@ -35,7 +35,6 @@ from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.picture import Picture, Recorder
 
-API_VERSION: Final = f"{GROUP}/{VERSION}"
 KINDS: Final[Mapping[str, tuple[type[ApiModel], resources.Resource]]] = {
     "GpuLease": (GpuLease, resources.GPU_LEASES),
     "MiningPool": (MiningPool, resources.MINING_POOLS),

@@ -82,7 +82,9 @@ class Bookings:
         self._begins: dict[str, datetime] = {}
         """From when on each promise is kept, by its key."""
         self._later: list[tuple[str, Span]] = []
-        """What was promised and placed, by UUID of the GPU, before the timetable was needed."""
+        """What was promised, by UUID of the GPU."""
+        self._placed: list[tuple[LeaseFacts, Placed]] = []
+        """What this plan gives to whom."""
         self._reserved: dict[str, Reservation] = {}
         """Reservations that hold good, by UID of their lease."""
         self._short: dict[Committed, int] = {}
@@ -257,14 +259,18 @@ class Bookings:
     def place(self, lease: LeaseFacts, wants: Sequence[Want]) -> Placed | None:
         """Seats for all pods: where they were promised, else among what is free, else among what is kept for others
         until after the lease has ended."""
+        placed = self._place(lease, wants) if self._begins else self._world.place(wants)
+        if placed is not None:
+            self._note_placed(lease, placed)
+        return placed
+
+    def _place(self, lease: LeaseFacts, wants: Sequence[Want]) -> Placed | None:
         own = {key for key in self._begins if self._is_for(key, lease)}
         with self._world.without(own):
             placed = self._where_promised(lease, wants) or self._world.place(wants)
         if placed is None and len(open_to := own | self._open_to(lease)) > len(own):
             with self._world.without(open_to):
                 placed = self._world.place(wants)
-        if placed is not None:
-            self._note_placed(lease, placed)
         return placed
 
     def for_lease(self, lease: LeaseFacts) -> AbstractContextManager[None]:
@@ -316,14 +322,20 @@ class Bookings:
 
     def _note_placed(self, lease: LeaseFacts, placed: Placed) -> None:
         self._drop(lease_key(lease.uid))
+        self._placed.append((lease, placed))
+        if "timetable" in self.__dict__:
+            self._enter(self.timetable, lease, placed)
+        if (committed := self.pledges.of(lease)) is not None:
+            self._draw(committed, lease)
+
+    def _enter(self, timetable: Timetable, lease: LeaseFacts, placed: Placed) -> None:
+        """Note in the timetable what a lease has been given."""
         until = self._end_of(lease)
         for seat in placed.seats:
             for number, book in enumerate(seat.gpus):
                 mask = device_mask(book.gpu.model, placed.want.profile, seat.start)
                 amount = NOTHING if number else placed.want.needs.amount
-                self._note(book.gpu.uuid, Span(lease.uid, mask, amount, self._now, until))
-        if (committed := self.pledges.of(lease)) is not None:
-            self._draw(committed, lease)
+                timetable.note(book.gpu.uuid, Span(lease.uid, mask, amount, self._now, until))
 
     def _draw(self, committed: Committed, lease: LeaseFacts) -> None:
         """Of what is kept for a commitment so much less is owed now."""
@@ -373,6 +385,8 @@ class Bookings:
                     timetable.note(gpu, span)
         for gpu, span in self._later:
             timetable.note(gpu, span)
+        for lease, placed in self._placed:
+            self._enter(timetable, lease, placed)
         return timetable
 
     def _held(self, stock: Stock) -> Iterator[tuple[str, Span]]:

@@ -1,5 +1,4 @@
-"""Who is planned first: the firmer tier, the tenant that has had least for its weight, the oldest of its leases. Pure.
-"""
+"""Who is planned first: the firmer tier, the tenant with least for its weight, the oldest of its leases. Pure."""
 
 from __future__ import annotations
 
