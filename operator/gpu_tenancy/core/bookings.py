@@ -256,21 +256,21 @@ class Bookings:
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
-    def place(self, lease: LeaseFacts, wants: Sequence[Want]) -> Placed | None:
+    def place(self, lease: LeaseFacts, wants: Sequence[Want], left: timedelta | None) -> Placed | None:
         """Seats for all pods: where they were promised, else among what is free, else among what is kept for others
-        until after the lease has ended."""
-        placed = self._place(lease, wants) if self._begins else self._world.place(wants)
+        until after the lease has ended. `left`: how long it will last; None where there is no end."""
+        placed = self._place(lease, wants, left) if self._begins else self._world.place(wants, left)
         if placed is not None:
             self._note_placed(lease, placed)
         return placed
 
-    def _place(self, lease: LeaseFacts, wants: Sequence[Want]) -> Placed | None:
+    def _place(self, lease: LeaseFacts, wants: Sequence[Want], left: timedelta | None) -> Placed | None:
         own = {key for key in self._begins if self._is_for(key, lease)}
         with self._world.without(own):
-            placed = self._where_promised(lease, wants) or self._world.place(wants)
+            placed = self._where_promised(lease, wants, left) or self._world.place(wants, left)
         if placed is None and len(open_to := own | self._open_to(lease)) > len(own):
             with self._world.without(open_to):
-                placed = self._world.place(wants)
+                placed = self._world.place(wants, left)
         return placed
 
     def for_lease(self, lease: LeaseFacts) -> AbstractContextManager[None]:
@@ -304,7 +304,7 @@ class Bookings:
         left = parse_duration(lease.spec.term.duration) * (1 + lease.status.renewals)
         return self._now + HAND_OVER + left - timedelta(seconds=billed_seconds(lease.records))
 
-    def _where_promised(self, lease: LeaseFacts, wants: Sequence[Want]) -> Placed | None:
+    def _where_promised(self, lease: LeaseFacts, wants: Sequence[Want], left: timedelta | None) -> Placed | None:
         """The seats that were promised, if they are free now."""
         if (reservation := self._reserved.get(lease.uid)) is None:
             return None
@@ -318,7 +318,7 @@ class Bookings:
             Seat(found[first][0], tuple(book for _, book in found[first : first + gpus.count]), starts[first])
             for first in range(0, len(found), gpus.count)
         ]
-        return self._world.place_at(want, seats)
+        return self._world.place_at(want, seats, left)
 
     def _note_placed(self, lease: LeaseFacts, placed: Placed) -> None:
         self._drop(lease_key(lease.uid))

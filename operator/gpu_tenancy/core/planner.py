@@ -32,7 +32,7 @@ from gpu_tenancy.core.pricing import Pricing, pricing
 from gpu_tenancy.core.shares import Shares
 from gpu_tenancy.core.snapshot import Failure, LeaseFacts, Snapshot, TenantFacts
 from gpu_tenancy.core.spot import Spots
-from gpu_tenancy.core.stock import NODE_LOSS, Stock, take_stock
+from gpu_tenancy.core.stock import NODE_LOSS, Stock, take_stock, time_left
 from gpu_tenancy.core.tenancy import Tenants, title_of
 
 SECOND = timedelta(seconds=1)
@@ -50,7 +50,7 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     context = Context(world, pricing(snapshot.books, now), shares, snapshot.spot_limits, pledges, now)
     for stock in stocks:
         if stock.keeps:
-            _hold(world, stock)
+            _hold(world, stock, now)
     bookings = Bookings(world, stocks, pledges, checks.needs_of, snapshot.spot_limits, now)
     world.settle()
     conversions = Conversions(world, snapshot.conversion_rules, now)
@@ -107,13 +107,14 @@ def _actions(
             yield Unbind(one.lease)
 
 
-def _hold(world: World, stock: Stock) -> None:
+def _hold(world: World, stock: Stock, now: datetime) -> None:
     """Enter a lease's devices into the working copy; each pod's CPU and memory count once on its node."""
+    left = time_left(stock, now)
     per_pod, per_node = checks.needs_of(stock.lease).amount, dict.fromkeys((node.name for node, _ in stock.held), 0)
     for node, slot in stock.held:
         first_of_pod = per_node[node.name] % stock.lease.spec.gpus.count == 0
         per_node[node.name] += 1
-        world.hold(world.nodes[node.name], slot, per_pod if first_of_pod else NOTHING)
+        world.hold(world.nodes[node.name], slot, per_pod if first_of_pod else NOTHING, left)
 
 
 # --- the queue ----------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def _place(stock: Stock, means: Means) -> Outlook | None:
     if later:
         return _promised(stock, means)
     commitment = context.pledges.named(lease)
-    placed = bookings.place(lease, context.wants(lease))
+    placed = bookings.place(lease, context.wants(lease), time_left(stock, context.now))
     if placed is None:
         return _awaiting(stock, means)
     context.shares.take(lease)

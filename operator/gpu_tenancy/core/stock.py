@@ -20,7 +20,7 @@ from gpu_tenancy.core.ordering import in_order
 from gpu_tenancy.core.promises import Promises
 from gpu_tenancy.core.snapshot import LeaseFacts, NodeFacts, RecordFacts, Snapshot
 from gpu_tenancy.core.tenancy import Tenant, Tenants
-from gpu_tenancy.core.terms import Ending, Term, current_job, ending, is_over, term_of
+from gpu_tenancy.core.terms import Ending, Term, billed_seconds, current_job, ending, expiry, is_over, term_of
 from gpu_tenancy.mig.layout import device_mask
 
 NODE_LOSS: Final = timedelta(minutes=5)
@@ -96,6 +96,21 @@ def take_stock(snapshot: Snapshot, tenants: Tenants, now: datetime) -> list[Stoc
         )
         for lease in in_order(snapshot.leases)
     ]
+
+
+def time_left(stock: Stock, now: datetime) -> timedelta | None:
+    """How long a lease keeps the devices that it has, or is given now, as far as is known; None: there is no end."""
+    if stock.ending is not None:
+        return timedelta()
+    length = stock.term.length
+    if length is None or stock.lease.spec.term.renew or stock.lease.unreadable:
+        return None
+    ends = expiry(stock.lease, stock.term)
+    return (
+        length - timedelta(seconds=billed_seconds(stock.lease.records))
+        if ends is None
+        else max(ends - now, timedelta())
+    )
 
 
 def unreachable(node: NodeFacts, now: datetime) -> str:
