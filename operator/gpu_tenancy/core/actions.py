@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gpu_tenancy.api.lease import DeviceHandOver, Preemption, Price, Reason, Reservation
 from gpu_tenancy.api.node import Slot, WantedMode
@@ -270,7 +270,10 @@ class Plan:
 
     actions: tuple[Action, ...] = ()
     """In execution order."""
-    leases: tuple[Outlook, ...] = ()
+    moving: tuple[Outlook, ...] = ()
+    """Of the leases that something may have happened to, by key."""
+    resting: tuple[Outlook, ...] = ()
+    """Of those that stay as they are: nothing is to be done for them."""
     pools: tuple[PoolOutlook, ...] = ()
     tenants: tuple[TenantOutlook, ...] = ()
     next_wake: datetime | None = None
@@ -279,6 +282,26 @@ class Plan:
     """By lease UID."""
     fits: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """How many devices there is room for beside leases, by model and profile; of `full` on one node at most."""
+
+    @property
+    def leases(self) -> tuple[Outlook, ...]:
+        """Of all leases, by key."""
+        return tuple(sorted((*self.moving, *self.resting), key=_key))
+
+    def __eq__(self, other: object) -> bool:
+        """Both say the same; which leases were known to rest saves work and nothing else."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in _SAID)
+
+    __hash__ = None  # type: ignore[assignment]  # nobody keeps plans in sets
+
+
+_SAID: Final = ("actions", "leases", "pools", "tenants", "next_wake", "refusals", "fits")
+
+
+def _key(outlook: Outlook) -> Key:
+    return outlook.lease.key
 
 
 def blame(action: Action) -> tuple[str, Key | None]:

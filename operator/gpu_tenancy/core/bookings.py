@@ -24,6 +24,7 @@ from gpu_tenancy.core.commitments import Committed, Pledges
 from gpu_tenancy.core.placement import Placed, Seat, Want, World
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.promises import LEAD, commitment_key, lease_key
+from gpu_tenancy.core.rest import Stocks
 from gpu_tenancy.core.snapshot import LeaseFacts, SpotLimits
 from gpu_tenancy.core.spot import notice_of
 from gpu_tenancy.core.stock import Stock
@@ -71,7 +72,7 @@ class Bookings:
     def __init__(
         self,
         world: World,
-        stocks: Sequence[Stock],
+        stocks: Stocks,
         pledges: Pledges,
         needs: Needs,
         limits: SpotLimits,
@@ -91,8 +92,8 @@ class Bookings:
         self._kept: dict[Committed, list[KeptPlace]] = {}
         self.guards: dict[Tier, Guard] = {}
         self.pledges = pledges
-        pledges.take_stock(stocks)
-        for stock in stocks:
+        pledges.take_stock(stocks.of_tier(Tier.RESERVED))
+        for stock in stocks.moving:
             if stock.wants and (found := stock.lease.status.reservation) is not None and not stock.lease.records:
                 self._keep_reservation(stock.lease, found)
         for committed in pledges:
@@ -103,7 +104,7 @@ class Bookings:
     @cached_property
     def due(self) -> frozenset[str]:
         """UIDs of leases whose promised devices are to be prepared: they are ahead of all others of their tier."""
-        wanting = (stock.lease for stock in self._stocks if stock.lease.uid in self._reserved)
+        wanting = (stock.lease for stock in self._stocks.moving if stock.lease.uid in self._reserved)
         return frozenset(lease.uid for lease in wanting if not self.begins_later(lease))
 
     def begins_later(self, lease: LeaseFacts) -> bool:
@@ -370,7 +371,7 @@ class Bookings:
 
     def _yielding(self, lease: LeaseFacts) -> frozenset[str]:
         """UIDs of the spot leases that can be made to go for a lease."""
-        spot = (stock.lease for stock in self._stocks if stock.lease.uid in self._spot)
+        spot = (stock.lease for stock in self._stocks.of_tier(Tier.SPOT) if stock.lease.uid in self._spot)
         return frozenset(one.uid for one in spot if lease.uid not in one.status.preempted_for)
 
     # --- what is kept -------------------------------------------------------------------------------------------------
@@ -379,7 +380,7 @@ class Bookings:
     def timetable(self) -> Timetable:
         """Who has what, and until when."""
         timetable = Timetable(self._world)
-        for stock in self._stocks:
+        for stock in self._stocks.all:
             if stock.keeps:
                 for gpu, span in self._held(stock):
                     timetable.note(gpu, span)
@@ -412,15 +413,15 @@ class Bookings:
 
     @cached_property
     def _spot(self) -> Notices:
-        leases = (stock.lease for stock in self._stocks if stock.keeps and stock.lease.spec.tier is Tier.SPOT)
+        leases = (stock.lease for stock in self._stocks.of_tier(Tier.SPOT) if stock.keeps)
         return {lease.uid: notice_of(lease, self._limits) for lease in leases}
 
     @cached_property
     def _notices(self) -> Mapping[tuple[str, str], list[timedelta]]:
         """Notices of the spot leases on each GPU, by names of node and GPU."""
         found: dict[tuple[str, str], list[timedelta]] = defaultdict(list)
-        for stock in self._stocks:
-            if stock.keeps and stock.lease.uid in self._spot:
+        for stock in self._stocks.of_tier(Tier.SPOT):
+            if stock.keeps:
                 for node, slot in stock.held:
                     found[node.name, slot.gpu].append(self._spot[stock.lease.uid])
         return found

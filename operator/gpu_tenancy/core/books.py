@@ -6,13 +6,14 @@ Leases are hard: what they take is gone. Miners are soft: they yield their GPU t
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
 from gpu_tenancy.core.amounts import NOTHING, Amount, total
 from gpu_tenancy.core.desirability import LASTING, NOBODY
 from gpu_tenancy.core.snapshot import NodeFacts
-from gpu_tenancy.mig.layout import ALL_SLICES, Placement, filling
+from gpu_tenancy.mig.layout import ALL_SLICES, Placement, device_mask, filling
 from gpu_tenancy.mig.profiles import FULL
 
 WHOLE: Final = Placement(FULL, 0)
@@ -79,11 +80,26 @@ class GpuBook:
         return None
 
 
+@dataclass(eq=False, slots=True)
+class Still:
+    """How a node is entered on which nothing has changed: what its leases have, and what follows from that."""
+
+    slots: tuple[Slot, ...]
+    free: Amount
+    gpus: Mapping[str, tuple[int, int]]
+    """What leases hold of its GPUs, as bits, and their span; by UUID."""
+    filing: Any
+    """How it is filed (core.placement)."""
+    verdicts: dict[Hashable, bool] = field(default_factory=dict)
+    """Whether its slots stay as they are, by what decides about that (core.mining)."""
+
+
 class NodeBook:
     """State of one node in the working copy."""
 
     __slots__ = (
         "_gpus", "_mining", "answers", "awaited", "buckets", "facts", "free", "kept", "objection", "promised", "slots",
+        "still",
     )  # fmt: skip
 
     def __init__(self, facts: NodeFacts, objection: str) -> None:
@@ -102,6 +118,8 @@ class NodeBook:
         self._mining: Amount | None = None
         self.slots: list[Slot] = []
         """Devices that leases hold in the plan."""
+        self.still: Still | None = None
+        """What it was entered from as a whole; None where that was done piece by piece, or something of it changes."""
         self.buckets: dict[str, dict[NodeBook, None]] = {}
         """Nodes that are interchangeable with it for whole GPUs, itself among them, by model."""
         self.answers: dict[Hashable, Any] = {}
@@ -121,7 +139,29 @@ class NodeBook:
             for slot in self.facts.mined.values():
                 if book := self._gpus.get(slot.gpu):
                     book.mined += (slot,)
+            for uuid, (hard, lasts) in self.still.gpus.items() if self.still else ():
+                self._gpus[uuid].hard, self._gpus[uuid].lasts = hard, lasts
         return self._gpus
+
+    def hold(self, slot: Slot, amount: Amount, lasts: int) -> None:
+        """Enter a lease's device. `amount`: what its pod takes of the node, once per pod. `lasts`: a span."""
+        self.slots.append(slot)
+        self.free -= amount
+        if book := self.gpus.get(slot.gpu):
+            book.hard |= device_mask(book.gpu.model, slot.profile, slot.start)
+            book.lasts = max(book.lasts, lasts)
+
+    def enter(self, still: Still) -> None:
+        """Enter everything that leases have of it; called before anything else is."""
+        self.still, self.free = still, still.free
+        self.slots.extend(still.slots)
+
+    def changes(self) -> None:
+        """Something of it will not be as it was: what was found out about it does not hold any more."""
+        self.answers.clear()
+        if self.still is not None:
+            _ = self.gpus  # they are entered from it
+            self.still = None
 
     def crowded_out(self, amount: Amount, after: Mapping[GpuBook, int], takes: Mapping[str, Amount]) -> int:
         """Miners that would lose not their GPU but their CPU, memory or pod slot to pods that take this much.

@@ -40,6 +40,11 @@ def span(left: timedelta | None) -> int:
     return LASTING if left is None else 1 + max(0, left // _MINUTE).bit_length()
 
 
+def shortest(span: int) -> timedelta:
+    """The shortest time that has a span."""
+    return timedelta() if span <= 1 else _MINUTE * 2 ** (span - 2)
+
+
 def outlasts(lasts: int, there: int) -> int:
     """By how many doublings pods that last so long outlast the leases on a GPU. Both are spans.
 

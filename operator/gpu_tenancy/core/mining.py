@@ -67,14 +67,25 @@ def wanted_slots(node: NodeBook, miners: tuple[Miner, ...], now: datetime) -> tu
     facts = node.facts
     if facts.unreadable:
         return facts.slots
-    if not (node.slots or node.awaited or facts.leased or node.objection) and _stays(facts, miners):
+    if not (node.awaited or node.objection) and _stays(node, miners):
         return facts.slots
     return tuple(sorted((*node.slots, *miner_slots(node, miners, now)), key=by_device))
 
 
+def _stays(node: NodeBook, miners: tuple[Miner, ...]) -> bool:
+    """Whether the pools leave a node as it is on which nothing of leases has changed, as far as that was found out once
+    already; of which no lease has anything, to begin with."""
+    if node.still is None:
+        return not (node.slots or node.facts.leased) and _stays_unleased(node.facts, miners)
+    if miners not in node.still.verdicts:
+        node.still.verdicts.clear()
+        slots = (*node.slots, *miner_slots(node, miners, _NEVER))
+        node.still.verdicts[miners] = tuple(sorted(slots, key=by_device)) == node.facts.slots
+    return node.still.verdicts[miners]
+
+
 @once_per_node
-def _stays(facts: NodeFacts, miners: tuple[Miner, ...]) -> bool:
-    """Whether the pools leave a node of which no lease has anything as it is."""
+def _stays_unleased(facts: NodeFacts, miners: tuple[Miner, ...]) -> bool:
     slots = miner_slots(NodeBook(facts, ""), miners, _NEVER)
     return tuple(sorted(slots, key=by_device)) == facts.slots
 

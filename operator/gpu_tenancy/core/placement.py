@@ -77,7 +77,7 @@ class World:
         demand, where their node lets it."""
         ordered = sorted(nodes, key=lambda facts: facts.name)
         self.nodes = {facts.name: NodeBook(facts, facts.objection(now)) for facts in ordered}
-        self.all_models = sorted({model for facts in ordered for model in _unleased(facts).models})
+        self.all_models = sorted({model for facts in ordered for model in _models(facts)})
         """Models of the GPUs that are there, sorted."""
         self._takes = takes
         self.converts = converts
@@ -101,18 +101,14 @@ class World:
     def hold(self, node: NodeBook, slot: Slot, amount: Amount, left: timedelta | None = None) -> None:
         """Keep a lease's device where it is. `amount`: what its pod takes of the node, once per pod. `left`: how long
         the lease still lasts; None where that is not known."""
-        node.slots.append(slot)
-        node.free -= amount
-        if book := node.gpus.get(slot.gpu):
-            book.hard |= device_mask(book.gpu.model, slot.profile, slot.start)
-            book.lasts = max(book.lasts, span(left))
+        node.hold(slot, amount, span(left))
 
     def settle(self) -> None:
         """Note draining devices and fill the buckets; called once, after everything held is known."""
         for node in self.nodes.values():
-            if not node.slots and not node.facts.leased_reports:
+            if node.still is not None or not (node.slots or node.facts.leased_reports):
                 if not node.objection:
-                    self._file_untouched(node)
+                    self._file_as_a_whole(node)
                 continue
             kept = {slot.device for slot in node.slots}
             for observed in node.facts.leased_reports:
@@ -194,7 +190,7 @@ class World:
         for book, mask in hard.items():
             book.hard = mask
         node.free = free
-        node.answers.clear()
+        node.changes()
         self._file(node, filed)
         self._full.clear()
 
@@ -203,8 +199,8 @@ class World:
         self._unfile(node, (book,))
         if (former := node.buckets.get(book.gpu.model)) is not None:
             former.pop(node, None)
+        node.changes()
         book.mig, book.hard, book.lasts, book.mined = state
-        node.answers.clear()
         self._file(node, (book,))
         self._file_wholes(node, _node_state(node, book.gpu.model))
         self._full.clear()
@@ -360,7 +356,7 @@ class World:
             book.draining &= ~taken
             book.lasts = max(book.lasts, lasts)
         seat.node.free -= want.needs.amount
-        seat.node.answers.clear()
+        seat.node.changes()
         self._file(seat.node, seat.gpus)
 
     def _give_back(self, placed: Placed) -> None:
@@ -370,7 +366,7 @@ class World:
             book.hard, book.draining, book.lasts = hard, draining, lasts
         for seat in placed.seats:
             seat.node.free += placed.want.needs.amount
-            seat.node.answers.clear()
+            seat.node.changes()
         for seat in placed.seats:
             self._file(seat.node, seat.gpus)
 
@@ -389,15 +385,16 @@ class World:
         for model in models:
             self._file_wholes(node, _node_state(node, model))
 
-    def _file_untouched(self, node: NodeBook) -> None:
-        """Enter a node of which no lease has anything: without a look at its GPUs, if nothing of it is promised."""
+    def _file_as_a_whole(self, node: NodeBook) -> None:
+        """Enter a node of which no lease has anything, or on which nothing has changed: without a look at its GPUs, if
+        nothing of it is promised."""
         if node.kept:
             self._file(node, node.gpus.values())
             return
-        unleased = _unleased(node.facts)
-        for state, lasts, uuids in unleased.slices:
+        filing: Filing = node.still.filing if node.still else _unleased(node.facts)
+        for state, lasts, uuids in filing.slices:
             self._bucket(state, lasts).nodes[node] = dict.fromkeys(uuids)
-        for state_of_wholes in unleased.wholes:
+        for state_of_wholes in filing.wholes:
             self._file_wholes(node, state_of_wholes)
 
     def _file_wholes(self, node: NodeBook, state: _NodeState) -> None:
@@ -495,10 +492,9 @@ class _RankingKey(NamedTuple):
     """Their span."""
 
 
-class _Unleased(NamedTuple):
-    """A node of which no lease has anything."""
+class Filing(NamedTuple):
+    """How a node is filed of which nothing is promised."""
 
-    models: frozenset[str]
     slices: tuple[tuple[GpuState, int, tuple[str, ...]], ...]
     """UUIDs of its healthy GPUs in MIG mode, by state and span."""
     wholes: tuple[_NodeState, ...]
@@ -506,16 +502,24 @@ class _Unleased(NamedTuple):
 
 
 @once_per_node
-def _unleased(facts: NodeFacts) -> _Unleased:
+def _models(facts: NodeFacts) -> frozenset[str]:
+    return frozenset(gpu.model for gpu in facts.gpus)
+
+
+@once_per_node
+def _unleased(facts: NodeFacts) -> Filing:
     """How the node is filed while no lease has anything of it."""
-    node = NodeBook(facts, "")
+    return filing_of(NodeBook(facts, ""))
+
+
+def filing_of(node: NodeBook) -> Filing:
+    """How a node is filed as it is entered now."""
     slices: dict[tuple[GpuState, int], list[str]] = {}
     for uuid, book in node.gpus.items():
         if book.mig and book.gpu.healthy:
             slices.setdefault((_gpu_state(book), book.lasts), []).append(uuid)
     wholes = sorted({book.gpu.model for book in node.gpus.values() if not book.mig})
-    return _Unleased(
-        frozenset(gpu.model for gpu in facts.gpus),
+    return Filing(
         tuple((state, lasts, tuple(uuids)) for (state, lasts), uuids in slices.items()),
         tuple(_node_state(node, model) for model in wholes),
     )

@@ -17,21 +17,23 @@ from gpu_tenancy.api.lease import QUEUED, Price, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.core import checks, room, writes
 from gpu_tenancy.core.actions import Action, Outlook, Plan, Refusal, TenantOutlook, Unbind
-from gpu_tenancy.core.amounts import NOTHING
 from gpu_tenancy.core.bookings import Bookings
 from gpu_tenancy.core.checks import Context
 from gpu_tenancy.core.commitments import Pledges
 from gpu_tenancy.core.conversion import Conversions, Modes
+from gpu_tenancy.core.desirability import span
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.fragments import Survey
-from gpu_tenancy.core.mining import ranked, wanted_slots
-from gpu_tenancy.core.ordering import in_turn
+from gpu_tenancy.core.mining import Miner, ranked, wanted_slots
+from gpu_tenancy.core.ordering import in_turn, rank
 from gpu_tenancy.core.outlooks import outlook, refused
 from gpu_tenancy.core.placement import Seat, World
 from gpu_tenancy.core.pricing import Pricing, pricing
+from gpu_tenancy.core.rest import Stocks, remember, sort_out
 from gpu_tenancy.core.shares import Shares
 from gpu_tenancy.core.snapshot import Failure, LeaseFacts, Snapshot, TenantFacts
 from gpu_tenancy.core.spot import Spots
+from gpu_tenancy.core.still import hold, still_node
 from gpu_tenancy.core.stock import NODE_LOSS, Stock, take_stock, time_left
 from gpu_tenancy.core.tenancy import Tenants, title_of
 
@@ -41,40 +43,72 @@ SECOND = timedelta(seconds=1)
 def plan(snapshot: Snapshot, now: datetime) -> Plan:
     """Decide everything that should be written now, and when to decide again."""
     miners = ranked(snapshot.pools)
-    takes = {miner.holder.uid: miner.needs.amount for miner in miners}
     tenants = Tenants(snapshot.tenants, snapshot.tenant_defaults)
-    stocks = take_stock(snapshot, tenants, now)
-    shares = Shares(tenants, snapshot, stocks, now)
-    pledges = Pledges(snapshot.tenants, tenants, now)
-    world = World(snapshot.nodes, now, takes, converts=snapshot.conversion_rules.on_demand)
+    leases, resting = sort_out(snapshot, now)
+    stocks = Stocks(take_stock(snapshot, leases, tenants, now), resting)
+    shares, pledges = Shares(tenants, snapshot, stocks, now), Pledges(snapshot.tenants, tenants, now)
+    world = _world(snapshot, miners, stocks, now)
     context = Context(world, pricing(snapshot.books, now), shares, snapshot.spot_limits, pledges, now)
-    for stock in stocks:
-        if stock.keeps:
-            _hold(world, stock, now)
     bookings = Bookings(world, stocks, pledges, checks.needs_of, snapshot.spot_limits, now)
     world.settle()
     conversions = Conversions(world, snapshot.conversion_rules, now)
-    # Of a lease whose status cannot be read nothing is decided: its devices stay, and it has no outlook.
-    stocks = [stock for stock in stocks if not stock.lease.unreadable]
-    outlooks = [outlook(stock, now) for stock in stocks if not stock.wants]
     spots = Spots(world, stocks, snapshot.spot_limits, now)
-    waiting = [stock for stock in stocks if stock.wants]
-    outlooks += _place_queue(waiting, outlooks, Means(context, bookings, conversions, spots, snapshot.failures))
-    outlooks = spots.told(outlooks)
+    outlooks, rested = _outlooks(stocks, Means(context, bookings, conversions, spots, snapshot.failures))
     fits = world.fits()
     conversions.conclude()
     slots = {name: wanted_slots(node, miners, now) for name, node in world.nodes.items()}
     mining = writes.mining(snapshot, slots)
-    changes = (*bookings.changes(), *conversions.changes())
+    changes = (*bookings.changes(), *conversions.changes(), *(rest.wake for rest in resting))
     return Plan(
         actions=tuple(_actions(snapshot, stocks, outlooks, (slots, conversions.wanted()), mining, now)),
-        leases=tuple(sorted(outlooks, key=lambda one: one.lease.key)),
+        moving=tuple(sorted(outlooks, key=lambda one: one.lease.key)),
+        resting=rested,
         pools=writes.pool_outlooks(snapshot, mining),
         next_wake=_next_wake(snapshot, outlooks, context.pricing, bookings, changes, now),
         refusals={one.lease.uid: one.refusal for one in outlooks if one.refusal},
         tenants=tuple(_tenant(one, tenants, shares, bookings) for one in snapshot.tenants),
         fits=fits,
     )
+
+
+def _world(snapshot: Snapshot, miners: Sequence[Miner], stocks: Stocks, now: datetime) -> World:
+    """The working copy, with what leases have: entered node by node where all of them rest."""
+    takes = {miner.holder.uid: miner.needs.amount for miner in miners}
+    world = World(snapshot.nodes, now, takes, converts=snapshot.conversion_rules.on_demand)
+    for stock in stocks.moving:
+        if stock.keeps:
+            lasts = span(time_left(stock, now))
+            for name in {node.name: None for node, _ in stock.held}:
+                hold(world.nodes[name], stock, lasts)
+    for name, rests in stocks.on_nodes().items():
+        node = world.nodes[name]
+        if not node.slots and (still := still_node(node.facts, rests)) is not None:
+            node.enter(still)
+            continue
+        for rest in rests:
+            hold(node, rest.stock, rest.lasts)
+    return world
+
+
+def _outlooks(stocks: Stocks, means: Means) -> tuple[list[Outlook], tuple[Outlook, ...]]:
+    """What becomes of leases: those of which something follows, and those that stay as they are."""
+    holding = [_outlook(stock, means.context.now) for stock in stocks.decided if not stock.wants]
+    waiting = [stock for stock in stocks.decided if stock.wants]
+    placed = _place_queue(waiting, [*holding, *(rest.outlook for rest in stocks.resting)], means)
+    taken = means.spots.told()
+    holding = [taken.pop(one.lease.uid, one) for one in holding]
+    resting = tuple(rest.outlook for rest in stocks.resting if rest.stock.lease.uid not in taken)
+    if taken:  # who rested has been heard of, though what is remembered of its nodes may be an older heartbeat
+        roused = (one._replace(silent="") for one in taken.values())
+        holding = sorted((*holding, *roused), key=lambda one: rank(one.lease))
+    return [*holding, *placed], resting
+
+
+def _outlook(stock: Stock, now: datetime) -> Outlook:
+    """Of a lease that is not to be placed; with what the next plan need not find out again."""
+    found = outlook(stock, now)
+    remember(stock, found, now)
+    return found
 
 
 def _tenant(facts: TenantFacts, tenants: Tenants, shares: Shares, bookings: Bookings) -> TenantOutlook:
@@ -84,17 +118,17 @@ def _tenant(facts: TenantFacts, tenants: Tenants, shares: Shares, bookings: Book
 
 def _actions(
     snapshot: Snapshot,
-    stocks: Sequence[Stock],
+    stocks: Stocks,
     outlooks: Sequence[Outlook],
     specs: tuple[writes.Slots, Mapping[str, Modes]],
     mining: writes.Mining,
     now: datetime,
 ) -> Iterator[Action]:
     """In execution order: on record, promised, stopped, started, let go."""
-    yield from writes.records(snapshot, outlooks, now)
+    yield from writes.records(snapshot, stocks.moving, outlooks, now)
     yield from writes.promises(snapshot, *specs, outlooks)
     yield from writes.miner_stops(snapshot, mining)
-    for stock in stocks:
+    for stock in stocks.decided:
         yield from writes.releases(stock, now)
     for one in outlooks:
         if one.lease.uid not in snapshot.failures:
@@ -105,16 +139,6 @@ def _actions(
     for one in outlooks:
         if one.settled and one.lease.finalized:
             yield Unbind(one.lease)
-
-
-def _hold(world: World, stock: Stock, now: datetime) -> None:
-    """Enter a lease's devices into the working copy; each pod's CPU and memory count once on its node."""
-    left = time_left(stock, now)
-    per_pod, per_node = checks.needs_of(stock.lease).amount, dict.fromkeys((node.name for node, _ in stock.held), 0)
-    for node, slot in stock.held:
-        first_of_pod = per_node[node.name] % stock.lease.spec.gpus.count == 0
-        per_node[node.name] += 1
-        world.hold(world.nodes[node.name], slot, per_pod if first_of_pod else NOTHING, left)
 
 
 # --- the queue ----------------------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ take everything before anybody's clock has moved.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cached_property
 from math import fsum
 from typing import Final
 
 from gpu_tenancy.api.base import parse_duration
+from gpu_tenancy.core.rest import Stocks
 from gpu_tenancy.core.snapshot import LeaseFacts, RecordFacts, Snapshot
 from gpu_tenancy.core.stock import Stock
 from gpu_tenancy.core.tenancy import Holding, Tenant, Tenants, decayed, faded, holding
@@ -65,7 +66,7 @@ class Standing:
 class Shares:
     """The standings of all tenants."""
 
-    def __init__(self, tenants: Tenants, snapshot: Snapshot, stocks: Sequence[Stock], now: datetime) -> None:
+    def __init__(self, tenants: Tenants, snapshot: Snapshot, stocks: Stocks, now: datetime) -> None:
         self._tenants, self._snapshot, self._stocks, self._now = tenants, snapshot, stocks, now
         self._placed: list[LeaseFacts] = []
         """Leases that were placed before anybody asked for a standing."""
@@ -75,7 +76,7 @@ class Shares:
         """By the tenants' titles. Found out when somebody asks: where one tenant without limits waits, nobody does."""
         standings: dict[str, Standing] = defaultdict(Standing)
         used: dict[str, list[float]] = defaultdict(list)
-        for stock in self._stocks:
+        for stock in self._stocks.all:
             title = self.tenant(stock.lease).title
             billed, slice_seconds = self._billed(stock.lease.open_record)
             used[title].append(slice_seconds)
@@ -134,7 +135,7 @@ class Shares:
         until = begins + parse_duration(length) if length else None
         others = [
             asked(stock.lease)
-            for stock in self._stocks
+            for stock in self._stocks.all
             if stock.lease.uid != lease.uid
             and self.tenant(stock.lease).title == title
             and _overlaps(stock, begins, until)

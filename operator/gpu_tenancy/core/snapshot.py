@@ -8,7 +8,7 @@ whatever may depend on it is left as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, wraps
 from typing import Final, NamedTuple, TypeVar, TypeVarTuple, cast
@@ -75,8 +75,15 @@ class NodeFacts:
 
     @cached_property
     def answers(self) -> dict[Hashable, object]:
-        """What `once_per_node` functions said of these facts."""
+        """What was found out about these facts. Those that differ in `agent_until` alone share it: nothing in it may
+        depend on that."""
         return {}
+
+    def heard(self, agent_until: datetime | None) -> NodeFacts:
+        """The same facts after another heartbeat."""
+        found = replace(self, agent_until=agent_until)
+        found.__dict__["answers"] = self.answers
+        return found
 
     @cached_property
     def gpu_of(self) -> Mapping[str, Gpu]:
@@ -114,6 +121,12 @@ class NodeFacts:
         return tuple(report for report in self.observed if report.holder.kind is HolderKind.GPU_LEASE)
 
     @cached_property
+    def holders(self) -> frozenset[str]:
+        """UIDs of the leases that have a device on it, wanted or reported; of what cannot be read, all that may be."""
+        wanted = (slot.holder.uid for slot in self.leased)
+        return self.mentions.union(wanted, (report.holder.uid for report in self.leased_reports))
+
+    @cached_property
     def mined(self) -> Mapping[tuple[str, str], Slot]:
         """Wanted devices of pools, by names of node and device."""
         return {(self.name, slot.device): slot for slot in self.slots if slot.holder.kind is HolderKind.MINING_POOL}
@@ -135,6 +148,14 @@ class NodeFacts:
         if self.agent_until < now:
             return f"the agent on node {self.name} is silent: its heartbeat ran out at {format_time(self.agent_until)}"
         return ""
+
+
+def as_before(found: NodeFacts, before: NodeFacts | None) -> NodeFacts:
+    """Facts that were found anew: the former object where it says the same, or one that shares what is remembered with
+    it where the agent has been heard again and nothing else has happened."""
+    if before is None or before == found:
+        return before or found
+    return before.heard(found.agent_until) if replace(before, agent_until=found.agent_until) == found else found
 
 
 T = TypeVar("T")
@@ -252,6 +273,16 @@ class LeaseFacts:
     claims: tuple[ClaimFacts, ...] = ()
     records: tuple[RecordFacts, ...] = ()
     """Its UsageRecords, by segment."""
+    _known: list[object] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def rest(self) -> object:
+        """What the last plan found out about it, if it can be used again (core.rest)."""
+        return self._known[0] if self._known else None
+
+    def remember(self, rest: object) -> None:
+        """Keep what a plan found out: it follows from these facts, and goes with them."""
+        self._known[:] = (rest,)
 
     @property
     def devices(self) -> int:

@@ -24,6 +24,7 @@ from gpu_tenancy.core.foresight import Foresight, Part
 from gpu_tenancy.core.ordering import PREEMPTIBLE
 from gpu_tenancy.core.outlooks import outlook
 from gpu_tenancy.core.placement import Placed, Want, World
+from gpu_tenancy.core.rest import Stocks
 from gpu_tenancy.core.snapshot import LeaseFacts, SpotLimits
 from gpu_tenancy.core.stock import Stock
 from gpu_tenancy.core.tenancy import holding
@@ -58,7 +59,7 @@ class Wait(NamedTuple):
 class Spots:
     """The spot leases of one plan, and those for which they go."""
 
-    def __init__(self, world: World, stocks: Sequence[Stock], limits: SpotLimits, now: datetime) -> None:
+    def __init__(self, world: World, stocks: Stocks, limits: SpotLimits, now: datetime) -> None:
         self._world, self._stocks, self._limits, self._now = world, stocks, limits, now
         self._hopeless: set[tuple[Want, frozenset[str]]] = set()
         """What finds no room even without any spot lease, and which promises were lifted then."""
@@ -66,13 +67,13 @@ class Spots:
     @cached_property
     def beneficiaries(self) -> frozenset[str]:
         """UIDs of the leases for which somebody has been told to go: they are ahead of all others of their tier."""
-        notices = (stock.lease.status.preemption for stock in self._stocks)
+        notices = (stock.lease.status.preemption for stock in self._stocks.moving)
         return frozenset(one.cause for one in notices if one is not None)
 
     @cached_property
     def _victims(self) -> list[Victim]:
         """Those that can be taken, the youngest first."""
-        found = [self._victim(stock) for stock in reversed(self._stocks) if _can_be_taken(stock)]
+        found = [self._victim(stock) for stock in reversed(self._stocks.of_tier(PREEMPTIBLE)) if _can_be_taken(stock)]
         return [victim for victim in found if victim.parts]
 
     @cached_property
@@ -88,7 +89,8 @@ class Spots:
     def _foresight(self) -> Foresight:
         """What will be, as far as is known without anybody being told: leases that are ending have gone."""
         foresight = Foresight(self._world)
-        leaving = [list(self._parts(stock)) for stock in self._stocks if stock.keeps and stock.ending is not None]
+        ending = (stock for stock in self._stocks.moving if stock.keeps and stock.ending is not None)
+        leaving = [list(self._parts(stock)) for stock in ending]
         with foresight.view():
             for parts in leaving:
                 foresight.lift(parts)
@@ -243,10 +245,11 @@ class Spots:
 
     # --- what becomes of them -----------------------------------------------------------------------------------------
 
-    def told(self, outlooks: Iterable[Outlook]) -> list[Outlook]:
-        """The outlooks with the notices that there are now; who has had all of his, ends."""
-        taken = {victim.stock.lease.uid: victim for victim in self._victims if victim.cause}
-        return [self._outlook(taken[one.lease.uid]) if one.lease.uid in taken else one for one in outlooks]
+    def told(self) -> dict[str, Outlook]:
+        """By UID, what becomes of those that have notice now; who has had all of his, ends."""
+        if "_victims" not in self.__dict__:
+            return {}  # nobody has asked
+        return {victim.stock.lease.uid: self._outlook(victim) for victim in self._victims if victim.cause}
 
     def _outlook(self, victim: Victim) -> Outlook:
         stock, at = victim.stock, victim.at or self._now
@@ -262,7 +265,7 @@ PENDING: Final = "?"
 
 def _can_be_taken(stock: Stock) -> bool:
     """A spot lease that has its devices and goes on, as far as is known."""
-    if stock.lease.spec.tier is not PREEMPTIBLE or not stock.keeps:
+    if stock.lease.spec.tier is not PREEMPTIBLE or not stock.keeps or stock.lease.unreadable:
         return False
     return stock.ending is None and stock.stuck is None and not (stock.over or stock.hidden or stock.lease.invalid)
 

@@ -69,12 +69,15 @@ class Stock(NamedTuple):
         return found[1] if found else None
 
 
-def take_stock(snapshot: Snapshot, tenants: Tenants, now: datetime) -> list[Stock]:
-    """The stock of every lease, in the order of their age."""
-    promises = Promises(snapshot.leases, snapshot.tenants)
+def take_stock(snapshot: Snapshot, leases: Sequence[LeaseFacts], tenants: Tenants, now: datetime) -> list[Stock]:
+    """The stocks of some leases, in the order of their age. Nothing is promised to any of the others."""
+    promises = Promises(leases, snapshot.tenants)
+    uids = {lease.uid for lease in leases}
     held: dict[str, Held] = defaultdict(list)
     seen: dict[str, Seen] = defaultdict(dict)
     for node in snapshot.nodes:
+        if uids.isdisjoint(node.holders):
+            continue
         for slot in node.leased:
             held[slot.holder.uid].append((node, slot))
         for report in node.leased_reports:
@@ -94,7 +97,7 @@ def take_stock(snapshot: Snapshot, tenants: Tenants, now: datetime) -> list[Stoc
             promises,
             failing=lease.uid in snapshot.failures,
         )
-        for lease in in_order(snapshot.leases)
+        for lease in in_order(leases)
     ]
 
 

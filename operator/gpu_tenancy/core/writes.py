@@ -64,7 +64,9 @@ MOST_TOUCHES: Final = 128
 # --- the ledger ---------------------------------------------------------------------------------------------------
 
 
-def records(snapshot: Snapshot, outlooks: Iterable[Outlook], now: datetime) -> Iterator[Action]:
+def records(
+    snapshot: Snapshot, stocks: Iterable[Stock], outlooks: Iterable[Outlook], now: datetime
+) -> Iterator[Action]:
     """Segments that begin, end, or are to be archived."""
     for outlook in outlooks:
         if (spec := outlook.opened) is not None:
@@ -75,7 +77,7 @@ def records(snapshot: Snapshot, outlooks: Iterable[Outlook], now: datetime) -> I
         if record.is_open:
             end, seconds = ledger.segment_end(record, now)
             yield CloseRecord(record, "", end, seconds, Reason.DELETED)
-    of_leases = (record for lease in snapshot.leases for record in lease.records)
+    of_leases = (record for stock in stocks for record in stock.lease.records)
     for record in (*of_leases, *snapshot.orphans):
         if record.deleting and record.finalized and not record.is_open:
             yield ArchiveRecord(record)

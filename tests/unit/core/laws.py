@@ -16,6 +16,7 @@ from gpu_tenancy.core.actions import SetSlots
 from gpu_tenancy.core.checks import needs_of
 from gpu_tenancy.core.ledger import double_billings
 from gpu_tenancy.core.ordering import rank
+from gpu_tenancy.core.rest import Stocks
 from gpu_tenancy.core.shares import Shares
 from gpu_tenancy.core.slices import SliceState
 from gpu_tenancy.core.snapshot import LeaseFacts
@@ -139,7 +140,8 @@ class Laws:
         if not placed or not waiting:
             return
         tenants = Tenants(facts.tenants, facts.tenant_defaults)
-        before = Shares(tenants, facts, take_stock(facts, tenants, self.cluster.now), self.cluster.now)
+        stocks = Stocks(take_stock(facts, facts.leases, tenants, self.cluster.now), [])
+        before = Shares(tenants, facts, stocks, self.cluster.now)
         ahead = {one.status.preemption.cause for one in facts.leases if one.status.preemption}
         given = {before.tenant(lease) for lease in placed}
         for lease in waiting:

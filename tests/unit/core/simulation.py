@@ -75,6 +75,7 @@ from gpu_tenancy.core.snapshot import (
     TemplateFacts,
     TenantDefaults,
     TenantFacts,
+    as_before,
 )
 from gpu_tenancy.mig.layout import Placement, mask_of
 from gpu_tenancy.mig.profiles import FULL
@@ -86,6 +87,15 @@ TENANT_GRACE: Final = timedelta(seconds=2)
 TICK: Final = timedelta(milliseconds=500)
 RESET: Final = timedelta(seconds=2)
 """How long a GPU takes to be reset for another mode."""
+
+
+def forgotten(facts: Snapshot) -> Snapshot:
+    """The same facts as a process sees them that has just started: nothing was found out about them yet."""
+    return replace(
+        facts,
+        nodes=tuple(replace(node) for node in facts.nodes),
+        leases=tuple(replace(lease) for lease in facts.leases),
+    )
 
 
 class OperatorDiedError(Exception):
@@ -244,6 +254,7 @@ class Cluster:
         self.now = START
         self.nodes: dict[str, Node] = {}
         self._facts: dict[str, NodeFacts] = {}
+        self._lease_facts: dict[str, LeaseFacts] = {}
         self.leases: dict[str, LeaseFacts] = {}
         self.works: dict[str, timedelta | None] = {}
         self.templates: dict[str, str] = {}
@@ -413,7 +424,9 @@ class Cluster:
         records = {uid: self._records_of(lease) for uid, lease in self.leases.items()}
         known = {record.name for found in records.values() for record in found}
         return Snapshot(
-            leases=tuple(self.lease(uid) for uid, lease in self.leases.items() if not self._is_history(lease)),
+            leases=tuple(
+                self._known_lease(self.lease(uid)) for uid, lease in self.leases.items() if not self._is_history(lease)
+            ),
             pools=tuple(self.pools.values()),
             nodes=tuple(self._known(node.facts()) for node in self.nodes.values()),
             books=tuple(self.books.values()),
@@ -432,8 +445,12 @@ class Cluster:
 
     def _known(self, fresh: NodeFacts) -> NodeFacts:
         """As the operator's gather does: facts that did not change are the same object, with what it remembers."""
-        before = self._facts.get(fresh.name)
-        known = self._facts[fresh.name] = before if before == fresh else fresh
+        known = self._facts[fresh.name] = as_before(fresh, self._facts.get(fresh.name))
+        return known
+
+    def _known_lease(self, fresh: LeaseFacts) -> LeaseFacts:
+        before = self._lease_facts.get(fresh.uid)
+        known = self._lease_facts[fresh.uid] = before if before == fresh else fresh
         return known
 
     def snapshot_has(self, lease: str) -> bool:
@@ -530,6 +547,10 @@ class Cluster:
         """One cycle: plan, execute, report. Killed in the middle, it starts again with the next call."""
         self.last_facts = self.snapshot()
         self.last_plan, self.finished = plan(self.last_facts, self.now), False
+        from_nothing = plan(forgotten(self.last_facts), self.now)
+        for name in ("actions", "leases", "next_wake"):
+            assert getattr(self.last_plan, name) == getattr(from_nothing, name), f"remembering changes the {name}"
+        assert self.last_plan == from_nothing
         try:
             self._execute(self.last_plan)
             self._report(self.last_plan)
