@@ -17,10 +17,11 @@ from resource import RUSAGE_SELF, getrusage
 from typing import Final
 
 from gpu_tenancy.api.lease import GpuLeaseSpec, GpuLeaseStatus
+from gpu_tenancy.api.pricebook import PriceBookStatus
 from gpu_tenancy.controller.statuses import Statuses
 from gpu_tenancy.core.planner import plan
 from gpu_tenancy.core.snapshot import BookFacts, Key, LeaseFacts, Snapshot
-from gpu_tenancy.api.pricebook import PriceBookStatus
+from gpu_tenancy.core.status import lease_status
 from gpu_tenancy.mig.profiles import FULL
 from tests.bench.figures import Figure, figure
 from tests.bench.planner import BOOK, NOW, POOL, at_rest, miners, nodes
@@ -64,12 +65,14 @@ def fleet(size: int) -> Snapshot:
         books=(BookFacts("book", "book-uid", 1, NOW, BOOK, PriceBookStatus()),),
         miners=tuple(miners(bare)),
     )
-    return at_rest(queue, plan(queue, NOW))
+    facts = at_rest(queue, plan(queue, NOW))
+    said = {one.lease.uid: lease_status(one, None, NOW) for one in plan(facts, NOW).leases}
+    return replace(facts, leases=tuple(replace(lease, status=said[lease.uid]) for lease in facts.leases))
 
 
 def leases(count: int, name: str = "lease") -> Iterator[LeaseFacts]:
     """Leases of an hour to a day, of slices and whole GPUs, of many namespaces."""
-    chance = random.Random(17)  # noqa: S311  (no secret)
+    chance = random.Random(17)
     for number in range(count):
         term = {"duration": f"{chance.randint(60, 1440)}m"}
         spec = GpuLeaseSpec.model_validate({"gpus": {"profile": chance.choice(WISHES)}, "term": term})
@@ -103,9 +106,8 @@ def _changed(rest: Snapshot, number: int) -> Snapshot:
 
 
 def _cycle(snapshot: Snapshot, statuses: Statuses) -> None:
-    decided = plan(snapshot, SOON)
-    for one in decided.leases:
-        statuses.derive(one, None, SOON)
+    for uid in statuses.changing(plan(snapshot, SOON), {}, SOON):
+        statuses.stored(uid, SOON)
 
 
 def _seconds(work: Callable[[], None]) -> float:

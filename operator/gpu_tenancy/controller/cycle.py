@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from gpu_tenancy.api.base import parse_duration
-from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason, Tier
+from gpu_tenancy.api.lease import GpuLeaseStatus, Reason
 from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookStatus
 from gpu_tenancy.api.tenant import GpuTenantStatus, Quota
@@ -205,10 +205,7 @@ class Cycle:
         self._metrics.account(snapshot, now)
         snapshot, plan = await self._decide(snapshot, now)
         self._metrics.count_plan(plan)
-        statuses = {
-            outlook.lease.uid: self._statuses.derive(outlook, snapshot.failures.get(outlook.lease.uid), now)
-            for outlook in plan.leases
-        }
+        statuses = self._statuses.changing(plan, snapshot.failures, now)
         outcome = await self._execute.run(plan.actions, statuses, now)
         self._remember(outcome, snapshot)
         await self._report(snapshot, plan, statuses, outcome, now)
@@ -299,11 +296,11 @@ class Cycle:
         outcome: Outcome,
         now: datetime,
     ) -> None:
-        tiers = {lease.uid: lease.spec.tier for lease in snapshot.leases}
+        leases = {lease.uid: lease for lease in snapshot.leases if not lease.unreadable}
         writes = [
-            self._report_lease(outlook.lease, statuses[outlook.lease.uid], outcome, tiers, now)
-            for outlook in plan.leases
-            if outlook.lease.uid not in outcome.failed and not self._statuses.is_said(outlook.lease.uid)
+            self._report_lease(leases[uid], status, outcome, leases, now)
+            for uid, status in statuses.items()
+            if uid not in outcome.failed and not self._statuses.is_said(uid)
         ]
         for one in plan.pools:
             new = platform_status.pool_status(one, snapshot.failures.get(one.pool.uid), now)
@@ -317,14 +314,14 @@ class Cycle:
             writes.append(self._report_plain(resources.GPU_TENANTS, name, tenant.tenant.status, status, outcome))
         writes += [self._mark(node, outcome, now) for node in snapshot.nodes]
         await asyncio.gather(*writes)
-        self._statuses.keep(statuses)
+        self._statuses.keep(leases.keys())
         self._metrics.show_tenants(plan.tenants)
-        self._metrics.show_leases(Counter(_state(one) for one in statuses.values()))
+        self._metrics.show_leases(self._statuses.states())
 
     async def _report_lease(
-        self, lease: LeaseFacts, new: GpuLeaseStatus, outcome: Outcome, tiers: Mapping[str, Tier], now: datetime
+        self, lease: LeaseFacts, new: GpuLeaseStatus, outcome: Outcome, leases: Mapping[str, LeaseFacts], now: datetime
     ) -> None:
-        """`tiers`: of all leases, by UID."""
+        """`leases`: all there are, by UID."""
         body = self.views.store.get(resources.GPU_LEASES, lease.key.namespace, lease.key.name)
         if body is None or body["metadata"]["uid"] != lease.uid:
             return
@@ -339,7 +336,8 @@ class Cycle:
         for note in notes:
             self._metrics.count_transition(note)
             notice = new.preemption or lease.status.preemption
-            self._metrics.count_preemption(note, tiers.get(notice.cause) if notice else None)
+            cause = leases.get(notice.cause) if notice else None
+            self._metrics.count_preemption(note, cause.spec.tier if cause else None)
 
     async def _report_plain(
         self, resource: Resource, key: Key, old: PlatformStatus, new: PlatformStatus, outcome: Outcome
@@ -410,7 +408,3 @@ def _conversion_rules(settings: Settings) -> ConversionRules:
         dwell=parse_duration(settings.conversion_dwell),
         per_node_and_hour=settings.conversions_per_node_hour,
     )
-
-
-def _state(one: GpuLeaseStatus) -> str:
-    return next((str(condition.reason) for condition in one.conditions if condition.type is ConditionType.READY), "New")

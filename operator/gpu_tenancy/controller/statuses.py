@@ -8,7 +8,9 @@ remembered here saves work and writes; a process that restarts without it writes
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -16,7 +18,7 @@ from typing import Final
 from gpu_tenancy.api.base import ConditionStatus, parse_duration
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, LeaseCondition, Reason
 from gpu_tenancy.core import status
-from gpu_tenancy.core.actions import Outlook
+from gpu_tenancy.core.actions import Outlook, Plan
 from gpu_tenancy.core.snapshot import Failure, LeaseFacts
 
 LINGER: Final = timedelta(seconds=1)
@@ -38,6 +40,8 @@ class _Known:
     status: GpuLeaseStatus
     until: datetime
     """From then on it may say something else though nothing happened."""
+    state: str
+    """It in one word."""
     said: bool = False
     """It is stored, or differs too little to be."""
 
@@ -56,14 +60,32 @@ class Statuses:
         """When the first status that was held back is due; None: none is."""
         return min(self._held.values(), default=None)
 
+    def changing(self, plan: Plan, failures: Mapping[str, Failure], now: datetime) -> dict[str, GpuLeaseStatus]:
+        """The statuses of all leases, by UID, but for those that are said already and cannot have changed."""
+        known = self._known
+        roused = [
+            one
+            for one in plan.resting
+            if (held := known.get(one.lease.uid)) is None
+            or held.outlook is not one
+            or not held.said
+            or now >= held.until
+        ]
+        return {one.lease.uid: self.derive(one, failures.get(one.lease.uid), now) for one in (*plan.moving, *roused)}
+
     def derive(self, outlook: Outlook, failure: Failure | None, now: datetime) -> GpuLeaseStatus:
         """The status of a lease."""
         uid = outlook.lease.uid
         known = self._known.get(uid)
         if known is None or now >= known.until or (known.outlook, known.failure) != (outlook, failure):
             fresh = status.lease_status(outlook, failure, now)
-            known = self._known[uid] = _Known(outlook, failure, fresh, self._lasts_until(outlook, now))
+            known = self._known[uid] = _Known(outlook, failure, fresh, self._lasts_until(outlook, now), _state(fresh))
+        known.outlook = outlook  # equal, and the one that is compared next
         return known.status
+
+    def states(self) -> Counter[str]:
+        """Leases by their one-word state."""
+        return Counter(known.state for known in self._known.values())
 
     def is_said(self, uid: str) -> bool:
         """The status derived last needs no write any more."""
@@ -87,11 +109,11 @@ class Statuses:
         """The last cycle took so long."""
         self._linger = min(LONGEST_LINGER, max(LINGER, STEPS * cycle))
 
-    def keep(self, present: Container[str]) -> None:
+    def keep(self, present: AbstractSet[str]) -> None:
         """Forget all other leases."""
-        self._known = {uid: known for uid, known in self._known.items() if uid in present}
-        self._written = {uid: at for uid, at in self._written.items() if uid in present}
-        self._held = {uid: until for uid, until in self._held.items() if uid in present}
+        for memory in (self._known, self._written, self._held):
+            for uid in memory.keys() - present:
+                del memory[uid]
 
     def _lasts_until(self, outlook: Outlook, now: datetime) -> datetime:
         """Costs are brought up to date now and then, and notice is given without anything else happening."""
@@ -104,6 +126,10 @@ class Statuses:
         self._held.pop(uid, None)
         if known := self._known.get(uid):
             known.said = True
+
+
+def _state(one: GpuLeaseStatus) -> str:
+    return next((str(condition.reason) for condition in one.conditions if condition.type is ConditionType.READY), "New")
 
 
 def _is_passing(new: GpuLeaseStatus) -> bool:

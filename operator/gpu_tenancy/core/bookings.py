@@ -92,7 +92,7 @@ class Bookings:
         self._kept: dict[Committed, list[KeptPlace]] = {}
         self.guards: dict[Tier, Guard] = {}
         self.pledges = pledges
-        pledges.take_stock(stocks.of_tier(Tier.RESERVED))
+        pledges.take_stock(stocks)
         for stock in stocks.moving:
             if stock.wants and (found := stock.lease.status.reservation) is not None and not stock.lease.records:
                 self._keep_reservation(stock.lease, found)

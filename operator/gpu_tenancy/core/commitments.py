@@ -13,8 +13,8 @@ from typing import Final
 from gpu_tenancy.api.lease import Reason, Tier
 from gpu_tenancy.api.tenant import Commitment, KeptPlace
 from gpu_tenancy.core.actions import Refusal
+from gpu_tenancy.core.rest import Stocks
 from gpu_tenancy.core.snapshot import LeaseFacts, TenantFacts
-from gpu_tenancy.core.stock import Stock
 from gpu_tenancy.core.tenancy import Tenants, title_of
 
 ASK: Final = "Ask the platform team for a larger commitment, or take another tier."
@@ -92,10 +92,10 @@ class Pledges:
         """The commitments of a GpuTenant."""
         return self._of.get(title_of(name), ())
 
-    def take_stock(self, stocks: Iterable[Stock]) -> None:
+    def take_stock(self, stocks: Stocks) -> None:
         """Count what leases hold already."""
         if self._of:
-            for stock in stocks:
+            for stock in stocks.of_tier(Tier.RESERVED):
                 if stock.keeps and stock.held:
                     self.draw(stock.lease)
 

@@ -44,8 +44,8 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     """Decide everything that should be written now, and when to decide again."""
     miners = ranked(snapshot.pools)
     tenants = Tenants(snapshot.tenants, snapshot.tenant_defaults)
-    leases, resting = sort_out(snapshot, now)
-    stocks = Stocks(take_stock(snapshot, leases, tenants, now), resting)
+    leases, resting, on_nodes = sort_out(snapshot, now)
+    stocks = Stocks(take_stock(snapshot, leases, tenants, now), resting, on_nodes)
     shares, pledges = Shares(tenants, snapshot, stocks, now), Pledges(snapshot.tenants, tenants, now)
     world = _world(snapshot, miners, stocks, now)
     context = Context(world, pricing(snapshot.books, now), shares, snapshot.spot_limits, pledges, now)
@@ -80,7 +80,7 @@ def _world(snapshot: Snapshot, miners: Sequence[Miner], stocks: Stocks, now: dat
             lasts = span(time_left(stock, now))
             for name in {node.name: None for node, _ in stock.held}:
                 hold(world.nodes[name], stock, lasts)
-    for name, rests in stocks.on_nodes().items():
+    for name, rests in stocks.on_nodes.items():
         node = world.nodes[name]
         if not node.slots and (still := still_node(node.facts, rests)) is not None:
             node.enter(still)
@@ -94,14 +94,15 @@ def _outlooks(stocks: Stocks, means: Means) -> tuple[list[Outlook], tuple[Outloo
     """What becomes of leases: those of which something follows, and those that stay as they are."""
     holding = [_outlook(stock, means.context.now) for stock in stocks.decided if not stock.wants]
     waiting = [stock for stock in stocks.decided if stock.wants]
-    placed = _place_queue(waiting, [*holding, *(rest.outlook for rest in stocks.resting)], means)
+    resting = [rest.outlook for rest in stocks.resting]
+    placed = _place_queue(waiting, [*holding, *resting], means)
     taken = means.spots.told()
     holding = [taken.pop(one.lease.uid, one) for one in holding]
-    resting = tuple(rest.outlook for rest in stocks.resting if rest.stock.lease.uid not in taken)
     if taken:  # who rested has been heard of, though what is remembered of its nodes may be an older heartbeat
+        resting = [one for one in resting if one.lease.uid not in taken]
         roused = (one._replace(silent="") for one in taken.values())
         holding = sorted((*holding, *roused), key=lambda one: rank(one.lease))
-    return [*holding, *placed], resting
+    return [*holding, *placed], tuple(resting)
 
 
 def _outlook(stock: Stock, now: datetime) -> Outlook:

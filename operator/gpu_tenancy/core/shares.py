@@ -7,23 +7,26 @@ take everything before anybody's clock has moved.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
-from math import fsum
+from math import expm1, fsum
+from operator import attrgetter
 from typing import Final
 
 from gpu_tenancy.api.base import parse_duration
-from gpu_tenancy.core.rest import Stocks
-from gpu_tenancy.core.snapshot import LeaseFacts, RecordFacts, Snapshot
+from gpu_tenancy.core.rest import Billed, Stocks
+from gpu_tenancy.core.snapshot import LeaseFacts, Snapshot
 from gpu_tenancy.core.stock import Stock
-from gpu_tenancy.core.tenancy import Holding, Tenant, Tenants, decayed, faded, holding
+from gpu_tenancy.core.tenancy import Holding, Tenant, Tenants, decay_rate, decayed, faded, holding
 from gpu_tenancy.core.terms import expiry
 
 ENTRY_SECONDS: Final = 600
 """Seconds that every device which is held counts for at least: in the plan that places it, while it is handed over, and
 until it was billed for as long."""
+
+_HOLDS: Final = attrgetter("holds")
 
 
 class Standing:
@@ -74,30 +77,39 @@ class Shares:
     @cached_property
     def _standings(self) -> dict[str, Standing]:
         """By the tenants' titles. Found out when somebody asks: where one tenant without limits waits, nobody does."""
-        standings: dict[str, Standing] = defaultdict(Standing)
+        running: dict[str, list[Billed]] = defaultdict(list)
         used: dict[str, list[float]] = defaultdict(list)
-        for stock in self._stocks.all:
-            title = self.tenant(stock.lease).title
-            billed, slice_seconds = self._billed(stock.lease.open_record)
-            used[title].append(slice_seconds)
-            if stock.keeps:
-                standings[title].hold(_held(stock), max(0.0, ENTRY_SECONDS - billed))
+        for namespace, billed in self._stocks.billed():
+            running[self._tenants.of(namespace).title] += billed
         for namespace, slice_seconds in self._past():
             used[self._tenants.of(namespace).title].append(slice_seconds)
+        standings: dict[str, Standing] = defaultdict(Standing)
+        for title, all_of_one in running.items():
+            standings[title] = self._standing(all_of_one)
+            used[title] += self._used(all_of_one)
         for title, parts in used.items():
             standings[title].used = fsum(parts)  # exact, whatever order the facts are listed in
         for lease in self._placed:
             standings[self.tenant(lease).title].hold(asked(lease), ENTRY_SECONDS)
         return standings
 
-    def _billed(self, record: RecordFacts | None) -> tuple[float, float]:
-        """Seconds and decayed slice-seconds of an open segment up to now."""
-        if record is None:
-            return 0.0, 0.0
-        spec, half_life = record.spec, self._snapshot.tenant_defaults.half_life
-        slices = holding(spec.profile, len(spec.devices)).memory_slices
-        seconds = max(0.0, (self._now - spec.billable_from).total_seconds())
-        return seconds, decayed(slices, spec.billable_from, self._now, self._now, half_life)
+    def _standing(self, running: Sequence[Billed]) -> Standing:
+        """What a tenant holds."""
+        now, standing = self._now.timestamp(), Standing()
+        # Counted by kind: there are many devices and few kinds of them.
+        for holds, count in Counter(map(_HOLDS, running)).items():
+            standing.hold(Holding(*(each * count for each in holds)), 0.0)
+        new = now - ENTRY_SECONDS
+        lacking = [holds[1] * min(since - new, ENTRY_SECONDS) for holds, _, since in running if since > new]
+        unbilled = sum(holds[1] for holds, slices, _ in running if not slices)
+        standing.entry = fsum(lacking) + unbilled * ENTRY_SECONDS
+        return standing
+
+    def _used(self, running: Iterable[Billed]) -> list[float]:
+        """Decayed slice-seconds of open segments up to now."""
+        now, rate = self._now.timestamp(), decay_rate(self._snapshot.tenant_defaults.half_life)
+        spans = ((slices, now - since) for _, slices, since in running if slices)
+        return [slices / rate * -expm1(-rate * span) for slices, span in spans if span > 0.0]
 
     def _past(self) -> Iterator[tuple[str, float]]:
         """Namespace and decayed slice-seconds of what is closed, or open though its lease is gone."""
@@ -105,8 +117,9 @@ class Shares:
         for namespace, used in past.slice_seconds.items():
             yield namespace, faded(used, past.at, self._now, half_life)
         for record in self._snapshot.orphans:
-            if record.is_open:
-                yield record.spec.lease_namespace, self._billed(record)[1]
+            if (spec := record.spec).billable_to is None:
+                slices = holding(spec.profile, len(spec.devices)).memory_slices
+                yield spec.lease_namespace, decayed(slices, spec.billable_from, self._now, self._now, half_life)
 
     def tenant(self, lease: LeaseFacts) -> Tenant:
         """Whose lease it is."""
@@ -161,10 +174,3 @@ def _overlaps(stock: Stock, begins: datetime, until: datetime | None) -> bool:
 def asked(lease: LeaseFacts) -> Holding:
     """What the whole lease counts as."""
     return holding(lease.spec.gpus.profile, lease.devices)
-
-
-def _held(stock: Stock) -> Holding:
-    """What a lease that keeps its devices holds, all of one profile; where a node cannot be read, all it asks for."""
-    if stock.hidden:
-        return asked(stock.lease)
-    return holding(stock.held[0][1].profile, len(stock.held)) if stock.held else Holding()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, wraps
-from typing import Final, NamedTuple, TypeVar, TypeVarTuple, cast
+from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple, cast
 
 from gpu_tenancy.api.base import HolderKind, format_time
 from gpu_tenancy.api.lease import GpuLeaseSpec, GpuLeaseStatus
@@ -273,16 +273,12 @@ class LeaseFacts:
     claims: tuple[ClaimFacts, ...] = ()
     records: tuple[RecordFacts, ...] = ()
     """Its UsageRecords, by segment."""
-    _known: list[object] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    @property
-    def rest(self) -> object:
-        """What the last plan found out about it, if it can be used again (core.rest)."""
-        return self._known[0] if self._known else None
+    rest: Any = field(default=None, init=False, repr=False, compare=False)
+    """What the last plan found out about it, if that can be used again (a core.rest.Rest)."""
 
     def remember(self, rest: object) -> None:
         """Keep what a plan found out: it follows from these facts, and goes with them."""
-        self._known[:] = (rest,)
+        object.__setattr__(self, "rest", rest)
 
     @property
     def devices(self) -> int:

@@ -155,17 +155,28 @@ def rendered(
 ) -> list[C]:
     """`states`: type, status, reason and message of each condition; the enums are those of the condition's kind."""
     before = {one.type: one for one in former}
-    return [
-        condition(
-            type=kind,
-            status=status,
-            reason=reason,
-            message=message,
-            last_transition_time=transition(before.get(kind), status, now),
-            observed_generation=generation,
+    found = []
+    for kind, status, reason, message in states:
+        old = before.get(kind)
+        if old is not None and _says(old) == (status, reason, message, generation):
+            found.append(old)
+            continue
+        since = transition(old, status, now)
+        found.append(
+            condition(
+                type=kind,
+                status=status,
+                reason=reason,
+                message=message,
+                last_transition_time=since,
+                observed_generation=generation,
+            )
         )
-        for kind, status, reason, message in states
-    ]
+    return found
+
+
+def _says(one: LeaseCondition | PoolCondition | BookCondition | TenantCondition) -> tuple[object, ...]:
+    return one.status, one.reason, one.message, one.observed_generation
 
 
 def transition(

@@ -132,12 +132,17 @@ def holding(profile: str, devices: int) -> Holding:
 # --- what fades -------------------------------------------------------------------------------------------------------
 
 
+def decay_rate(half_life: timedelta) -> float:
+    """Of what fades, per second."""
+    return _LN2 / half_life.total_seconds()
+
+
 def decayed(slices: int, start: datetime, end: datetime, at: datetime, half_life: timedelta) -> float:
     """Slice-seconds of a segment as they count at an instant: the integral over its seconds of 2^(-age / half-life).
 
     `at` may be before its end: sums reckoned to one instant are brought to another by `faded`.
     """
-    rate = _LN2 / half_life.total_seconds()
+    rate = decay_rate(half_life)
     length = max(0.0, (end - start).total_seconds())
     since = 1.0 if end is at else _power((at - end) / half_life)
     return slices / rate * since * -expm1(-rate * length)

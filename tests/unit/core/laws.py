@@ -140,7 +140,7 @@ class Laws:
         if not placed or not waiting:
             return
         tenants = Tenants(facts.tenants, facts.tenant_defaults)
-        stocks = Stocks(take_stock(facts, facts.leases, tenants, self.cluster.now), [])
+        stocks = Stocks(take_stock(facts, facts.leases, tenants, self.cluster.now), [], {})
         before = Shares(tenants, facts, stocks, self.cluster.now)
         ahead = {one.status.preemption.cause for one in facts.leases if one.status.preemption}
         given = {before.tenant(lease) for lease in placed}
