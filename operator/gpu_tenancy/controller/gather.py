@@ -52,6 +52,7 @@ from gpu_tenancy.core.snapshot import (
     TemplateFacts,
     TenantDefaults,
     TenantFacts,
+    as_before,
 )
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import Object
@@ -134,6 +135,7 @@ class Gather:
         self._longest_grace = drain_grace_seconds
         self._memo = Memo()
         self._nodes_before: dict[str, NodeFacts] = {}
+        self._leases_before: dict[str, LeaseFacts] = {}
         self.unread: list[Unread] = []
         """What the last snapshot could not read."""
 
@@ -146,7 +148,7 @@ class Gather:
         lease_bodies = [body for body in store.all(resources.GPU_LEASES) if not _done(body)]
         records, unreadable = self._records(frozenset(_contract(body) for body in lease_bodies))
         keys = frozenset(_key(body) for body in store.all(resources.GPU_LEASES))
-        leases = tuple(self._lease(body, records, unreadable, claims, jobs, verdicts) for body in lease_bodies)
+        leases = self._same(self._lease(body, records, unreadable, claims, jobs, verdicts) for body in lease_bodies)
         snapshot = Snapshot(
             leases=leases,
             pools=tuple(self._pool(body) for body in store.all(resources.MINING_POOLS)),
@@ -272,6 +274,13 @@ class Gather:
             records=tuple(own),
         )
 
+    def _same(self, leases: Iterable[LeaseFacts]) -> tuple[LeaseFacts, ...]:
+        """What follows from facts that have not changed need not be found out again: they stay the same objects."""
+        before = self._leases_before
+        facts = tuple(former if (former := before.get(found.uid)) == found else found for found in leases)
+        self._leases_before = {one.uid: one for one in facts}
+        return facts
+
     def _template(
         self, body: Object, spec: GpuLeaseSpec | None, verdict: str | None
     ) -> tuple[TemplateFacts | None, str]:
@@ -362,8 +371,7 @@ class Gather:
             wanted = spec or GpuNodeSpec()
             foreign = self._views.loads.foreign(name, keys, _planned(wanted.slots, leases))
             found = self._node(body, node, wanted, why, published.get(name, frozenset()), foreign)
-            before = self._nodes_before.get(name)
-            facts.append(before if before == found else found)  # what follows from them need not be found out again
+            facts.append(as_before(found, self._nodes_before.get(name)))
         self._nodes_before = {one.name: one for one in facts}
         return tuple(facts)
 

@@ -562,6 +562,18 @@ def test_the_facts_of_a_node_are_the_same_object_until_one_of_them_changes() -> 
     assert not first.cordoned
 
 
+def test_the_facts_of_a_lease_are_the_same_object_until_one_of_them_changes() -> None:
+    seen = Seen()
+    seen.own(_lease(), _record("uid-train-1"))
+    first = _the_lease(seen)
+    assert _the_lease(seen) is first
+    seen.show(resources.JOBS, _job("train-1"))
+    changed = _the_lease(seen)
+    assert changed is not first
+    assert len(changed.jobs) == 1
+    assert _the_lease(seen) is changed
+
+
 def test_what_is_gone_is_not_remembered() -> None:
     seen = Seen()
     seen.own(_lease())

@@ -10,7 +10,7 @@ import pytest
 
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
 from gpu_tenancy.controller.statuses import LINGER, LONGEST_LINGER, STEPS, Statuses
-from gpu_tenancy.core.actions import Outlook, Refusal
+from gpu_tenancy.core.actions import Outlook, Plan, Refusal
 from gpu_tenancy.core.snapshot import LeaseFacts
 from gpu_tenancy.core.status import REFRESH
 from tests.unit.controller.facts import NOW, admitted, lease, record
@@ -148,3 +148,24 @@ def test_while_cycles_are_slow_what_passes_waits_for_several_of_them_but_not_for
     slow.paced(LONGEST_LINGER)
     assert not _is_due(slow, outlook, NOW)
     assert slow.wake == NOW + LONGEST_LINGER
+
+
+def test_of_leases_at_rest_only_those_are_looked_at_that_may_say_something_else() -> None:
+    statuses, running = Statuses(), _running()
+    uid, resting = running.lease.uid, Plan(resting=(running,))
+    assert statuses.changing(resting, {}, NOW).keys() == {uid}, "nothing is known of it yet"
+    assert statuses.changing(resting, {}, NOW).keys() == {uid}, "it is not stored yet"
+    statuses.stored(uid, NOW)
+    assert not statuses.changing(resting, {}, NOW + MOMENT)
+    assert statuses.changing(Plan(moving=(running,)), {}, NOW + MOMENT).keys() == {uid}
+    assert statuses.changing(resting, {}, NOW + REFRESH).keys() == {uid}, "its cost is told now and then"
+    other = running._replace(ready_devices=0)
+    assert statuses.changing(Plan(resting=(other,)), {}, NOW + MOMENT)[uid].ready_devices is None
+
+
+def test_states_are_counted_of_all_leases_that_are_there() -> None:
+    statuses, running = Statuses(), _running()
+    statuses.derive(running, None, NOW)
+    assert statuses.states() == {"Ready": 1}
+    statuses.keep(set[str]())
+    assert not statuses.states()

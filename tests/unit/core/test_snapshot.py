@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
-from gpu_tenancy.core.snapshot import NodeFacts, once_per_node
-from tests.unit.core.builders import gpus
+from gpu_tenancy.core.snapshot import NodeFacts, as_before, once_per_node
+from tests.unit.core.builders import START, gpus
 
 
 def test_a_function_is_asked_once_for_each_version_of_the_facts_and_each_further_argument() -> None:
@@ -31,3 +32,17 @@ def test_what_is_remembered_does_not_make_facts_differ() -> None:
     assert one.mined == {}
     assert one == other
     assert "mined" not in vars(other)
+
+
+def test_facts_found_anew_are_the_former_ones_and_a_heartbeat_forgets_nothing() -> None:
+    known = NodeFacts("a", 1, tuple(gpus("a", 1)), (), (), agent_until=START)
+    known.answers["asked"] = "answered"
+    assert as_before(replace(known), known) is known
+    heard = as_before(replace(known, agent_until=START + timedelta(seconds=40)), known)
+    assert heard.agent_until == START + timedelta(seconds=40)
+    assert heard.answers is known.answers
+    assert heard == replace(known, agent_until=heard.agent_until)
+    changed = replace(heard, generation=2)
+    assert as_before(changed, heard) is changed
+    assert not changed.answers
+    assert as_before(known, None) is known
