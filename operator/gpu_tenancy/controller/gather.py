@@ -93,26 +93,52 @@ class Memo:
     """Remembers what was parsed from which part of an object, so that a cycle parses only what changed."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], _Parsed] = {}
-        self._used: set[tuple[str, str]] = set()
+        self._kept: dict[str, dict[str, _Parsed]] = {}
+        """By UID, then by what was parsed."""
+        self._used: set[str] = set()
 
     def get(self, body: Mapping[str, Any], part: str, what: str, parse: Callable[[], T]) -> T:
         """What `parse` makes of a part (spec, status) of the object; the same as before if only others have changed."""
         metadata = body["metadata"]
-        key, version = (metadata["uid"], what), metadata["resourceVersion"]
-        self._used.add(key)
-        held = self._kept.get(key)
+        uid, version = metadata["uid"], metadata["resourceVersion"]
+        self._used.add(uid)
+        parts = self._kept.setdefault(uid, {})
+        held = parts.get(what)
         if held is None or held.version != version:
             raw = body.get(part)
             parsed = held.parsed if held is not None and held.raw == raw else parse()
-            held = self._kept[key] = _Parsed(version, raw, parsed)
+            held = parts[what] = _Parsed(version, raw, parsed)
         return cast("T", held.parsed)
+
+    def use(self, uid: str) -> None:
+        """Of that object nothing was asked, and it is still there."""
+        self._used.add(uid)
 
     def sweep(self) -> None:
         """Forget what the last snapshot did not use."""
         for key in self._kept.keys() - self._used:
             del self._kept[key]
         self._used.clear()
+
+
+class _Source(NamedTuple):
+    """What the facts of a lease are made from, its body apart."""
+
+    records: tuple[RecordFacts, ...]
+    unreadable_record: str
+    claims: tuple[ClaimFacts, ...]
+    jobs: tuple[JobFacts, ...]
+    claim_template: str
+    ends: bool
+    verdict: str | None
+
+
+class _Made(NamedTuple):
+    """Facts, and what they were made from. It holds the body, so that no other object can be taken for it."""
+
+    body: Object
+    source: _Source
+    facts: LeaseFacts
 
 
 class Gather:
@@ -135,7 +161,11 @@ class Gather:
         self._longest_grace = drain_grace_seconds
         self._memo = Memo()
         self._nodes_before: dict[str, NodeFacts] = {}
-        self._leases_before: dict[str, LeaseFacts] = {}
+        self._leases_before: dict[str, _Made] = {}
+        """By UID. What follows from facts that have not changed need not be found out again: they stay the same
+        objects."""
+        self._records_before: dict[int, tuple[Object, RecordFacts]] = {}
+        """By identity of the body."""
         self.unread: list[Unread] = []
         """What the last snapshot could not read."""
 
@@ -148,7 +178,7 @@ class Gather:
         lease_bodies = [body for body in store.all(resources.GPU_LEASES) if not _done(body)]
         records, unreadable = self._records(frozenset(_contract(body) for body in lease_bodies))
         keys = frozenset(_key(body) for body in store.all(resources.GPU_LEASES))
-        leases = self._same(self._lease(body, records, unreadable, claims, jobs, verdicts) for body in lease_bodies)
+        leases = self._leases(lease_bodies, records, unreadable, claims, jobs, verdicts)
         snapshot = Snapshot(
             leases=leases,
             pools=tuple(self._pool(body) for body in store.all(resources.MINING_POOLS)),
@@ -179,19 +209,19 @@ class Gather:
         """
         found: dict[str, dict[str, RecordFacts]] = defaultdict(dict)
         unreadable: dict[str, str] = {}
+        known: dict[int, tuple[Object, RecordFacts]] = {}
         for body in self._views.store.all(resources.USAGE_RECORDS):
             if _is_history(body, contracts):
                 continue
-            namespace, name = _key(body)
-            spec, why = self._parse(UsageRecordSpec, body, "spec")
-            if spec is None:
-                unreadable[name] = self._unreadable(body, why)
+            record, why = self._record(body)
+            if record is None:
+                unreadable[body["metadata"]["name"]] = self._unreadable(body, why)
                 continue
-            if name in found[spec.contract] and namespace != spec.lease_namespace:
-                continue
-            finalized = names.FINALIZER_LEDGER in body["metadata"].get("finalizers", ())
-            deleting = "deletionTimestamp" in body["metadata"]
-            found[spec.contract][name] = RecordFacts(namespace, name, spec, deleting, finalized)
+            known[id(body)] = body, record
+            of_contract = found[record.spec.contract]
+            if record.name not in of_contract or record.namespace == record.spec.lease_namespace:
+                of_contract[record.name] = record
+        self._records_before = known
         readable = {
             contract: sorted(records.values(), key=lambda record: record.spec.segment)
             for contract, records in found.items()
@@ -199,6 +229,17 @@ class Gather:
         # The API server sees to it that a record's name begins with its contract.
         by_contract = ((name.rpartition("-")[0], name, why) for name, why in unreadable.items())
         return readable, {contract: why for contract, name, why in by_contract if name not in found.get(contract, ())}
+
+    def _record(self, body: Object) -> tuple[RecordFacts | None, str]:
+        """A record, or why it cannot be read."""
+        if (former := self._records_before.get(id(body))) is not None:
+            self._memo.use(body["metadata"]["uid"])
+            return former[1], ""
+        spec, why = self._parse(UsageRecordSpec, body, "spec")
+        if spec is None:
+            return None, why
+        finalized = names.FINALIZER_LEDGER in body["metadata"].get("finalizers", ())
+        return RecordFacts(*_key(body), spec, "deletionTimestamp" in body["metadata"], finalized), ""
 
     def _claims(self) -> tuple[dict[str, list[ClaimFacts]], dict[str, digests.Claim]]:
         """Claims of leases by holder UID, and claims of miners by namespace/name."""
@@ -236,50 +277,70 @@ class Gather:
                 found[job.metadata.namespace, labels.get(names.LABEL_HOLDER, "")].append(job_facts(job))
         return found
 
-    def _lease(
+    def _leases(
         self,
-        body: Object,
+        bodies: Iterable[Object],
         records: dict[str, list[RecordFacts]],
         unreadable: Mapping[str, str],
         claims: Mapping[str, list[ClaimFacts]],
         jobs: Mapping[tuple[str, str], list[JobFacts]],
         verdicts: Mapping[str, str],
-    ) -> LeaseFacts:
+    ) -> tuple[LeaseFacts, ...]:
+        before, made = self._leases_before, {}
+        for body in bodies:
+            key = _key(body)
+            uid, contract = body["metadata"]["uid"], _contract(body)
+            source = _Source(
+                tuple(records.pop(contract, ())),
+                unreadable.get(contract, ""),
+                tuple(claims.get(uid, ())),
+                tuple(jobs.get((key.namespace, uid), ())),
+                self._claim_template(key, uid),
+                self._ends(key.namespace),
+                verdicts.get(uid),
+            )
+            former = before.get(uid)
+            if former is not None and former.body is body and former.source == source and not former.facts.unreadable:
+                self._memo.use(uid)
+                made[uid] = former
+            else:
+                made[uid] = self._lease(body, source, records)
+        self._leases_before = made
+        return tuple(one.facts for one in made.values())
+
+    def _lease(self, body: Object, source: _Source, records: dict[str, list[RecordFacts]]) -> _Made:
         metadata = body["metadata"]
-        uid, key = metadata["uid"], _key(body)
         spec, invalid = self._parse(GpuLeaseSpec, body, "spec")
         status, unread = self._parse(GpuLeaseStatus, body, "status")
         status = status or GpuLeaseStatus()
-        vetted = "" if status.admitted_at else verdicts.get(uid)
-        template, broken = self._template(body, spec, vetted)
-        contract = _contract(body)
-        own = _named(key, records) if unread else records.pop(contract, [])
-        return LeaseFacts(
-            key=key,
-            uid=uid,
+        template, broken = self._template(body, spec, "" if status.admitted_at else source.verdict)
+        own = source.records
+        if unread:  # its contract is not known for certain
+            if own:
+                records[_contract(body)] = [*own]
+            found = _named(_key(body), records)
+            own = tuple(sorted(found, key=lambda one: (one.spec.contract, one.spec.segment)))
+        facts = LeaseFacts(
+            key=_key(body),
+            uid=metadata["uid"],
             generation=metadata.get("generation", 1),
             created=_time(metadata["creationTimestamp"]),
             spec=spec or UNREADABLE,
             status=status,
             invalid=invalid or broken,
             unreadable=self._unreadable(body, unread),
-            unreadable_record=unreadable.get(contract, ""),
+            unreadable_record=source.unreadable_record,
             deleted_at=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
             finalized=names.FINALIZER_SETTLE in metadata.get("finalizers", ()),
-            namespace_ends=self._ends(key.namespace),
+            namespace_ends=source.ends,
             template=template,
-            claim_template=self._claim_template(key, uid),
-            jobs=tuple(jobs.get((key.namespace, uid), ())),
-            claims=tuple(claims.get(uid, ())),
-            records=tuple(own),
+            claim_template=source.claim_template,
+            jobs=source.jobs,
+            claims=source.claims,
+            records=own,
         )
-
-    def _same(self, leases: Iterable[LeaseFacts]) -> tuple[LeaseFacts, ...]:
-        """What follows from facts that have not changed need not be found out again: they stay the same objects."""
-        before = self._leases_before
-        facts = tuple(former if (former := before.get(found.uid)) == found else found for found in leases)
-        self._leases_before = {one.uid: one for one in facts}
-        return facts
+        former = self._leases_before.get(facts.uid)
+        return _Made(body, source, former.facts if former is not None and former.facts == facts else facts)
 
     def _template(
         self, body: Object, spec: GpuLeaseSpec | None, verdict: str | None
