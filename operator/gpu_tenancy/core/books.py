@@ -6,7 +6,7 @@ Leases are hard: what they take is gone. Miners are soft: they yield their GPU t
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
@@ -90,8 +90,8 @@ class Still:
     """What leases hold of its GPUs, as bits, and their span; by UUID."""
     filing: Any
     """How it is filed (core.placement)."""
-    verdicts: dict[Hashable, bool] = field(default_factory=dict)
-    """Whether its slots stay as they are, by what decides about that (core.mining)."""
+    verdict: tuple[Hashable, bool] | None = None
+    """Whether its slots stay as they are, and what decided about that (core.mining)."""
 
 
 class NodeBook:

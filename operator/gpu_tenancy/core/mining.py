@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import Slot
@@ -20,7 +20,7 @@ from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
 from gpu_tenancy.core.books import GpuBook, NodeBook
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.podspec import PodNeeds
-from gpu_tenancy.core.snapshot import NodeFacts, PoolFacts, once_per_node
+from gpu_tenancy.core.snapshot import NodeFacts, PoolFacts
 from gpu_tenancy.mig.layout import Placement
 
 _NEVER: Final = datetime(1, 1, 1, tzinfo=UTC)
@@ -38,6 +38,14 @@ class Miner:
 
     def __hash__(self) -> int:
         return hash(self.holder.uid)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Miner) and self._key == other._key)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        holder = self.holder
+        return holder.uid, holder.namespace, holder.name, self.priority, self.devices, self.needs
 
 
 def revision(spec: MiningPoolSpec) -> str:
@@ -77,17 +85,29 @@ def _stays(node: NodeBook, miners: tuple[Miner, ...]) -> bool:
     already; of which no lease has anything, to begin with."""
     if node.still is None:
         return not (node.slots or node.facts.leased) and _stays_unleased(node.facts, miners)
-    if miners not in node.still.verdicts:
-        node.still.verdicts.clear()
+    known = node.still.verdict
+    if known is None or known[0] != miners:
         slots = (*node.slots, *miner_slots(node, miners, _NEVER))
-        node.still.verdicts[miners] = tuple(sorted(slots, key=by_device)) == node.facts.slots
-    return node.still.verdicts[miners]
+        known = node.still.verdict = miners, tuple(sorted(slots, key=by_device)) == node.facts.slots
+    return known[1]
 
 
-@once_per_node
 def _stays_unleased(facts: NodeFacts, miners: tuple[Miner, ...]) -> bool:
-    slots = miner_slots(NodeBook(facts, ""), miners, _NEVER)
-    return tuple(sorted(slots, key=by_device)) == facts.slots
+    known = facts.answers.get(_STAYS)
+    if not isinstance(known, _Verdict) or known.miners != miners:
+        slots = miner_slots(NodeBook(facts, ""), miners, _NEVER)
+        known = facts.answers[_STAYS] = _Verdict(miners, tuple(sorted(slots, key=by_device)) == facts.slots)
+    return known.stays
+
+
+_STAYS: Final = "stays"
+
+
+class _Verdict(NamedTuple):
+    """Whether the pools leave a node as it is."""
+
+    miners: tuple[Miner, ...]
+    stays: bool
 
 
 def by_device(slot: Slot) -> str:

@@ -57,13 +57,13 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     fits = world.fits()
     conversions.conclude()
     slots = {name: wanted_slots(node, miners, now) for name, node in world.nodes.items()}
-    mining = writes.mining(snapshot, slots)
+    crew = writes.Crew(snapshot, slots)
     changes = (*bookings.changes(), *conversions.changes(), *(rest.wake for rest in resting))
     return Plan(
-        actions=tuple(_actions(snapshot, stocks, outlooks, (slots, conversions.wanted()), mining, now)),
+        actions=tuple(_actions(snapshot, stocks, outlooks, (slots, conversions.wanted()), crew, now)),
         moving=tuple(sorted(outlooks, key=lambda one: one.lease.key)),
         resting=rested,
-        pools=writes.pool_outlooks(snapshot, mining),
+        pools=crew.pools(),
         next_wake=_next_wake(snapshot, outlooks, context.pricing, bookings, changes, now),
         refusals={one.lease.uid: one.refusal for one in outlooks if one.refusal},
         tenants=tuple(_tenant(one, tenants, shares, bookings) for one in snapshot.tenants),
@@ -122,20 +122,20 @@ def _actions(
     stocks: Stocks,
     outlooks: Sequence[Outlook],
     specs: tuple[writes.Slots, Mapping[str, Modes]],
-    mining: writes.Mining,
+    crew: writes.Crew,
     now: datetime,
 ) -> Iterator[Action]:
     """In execution order: on record, promised, stopped, started, let go."""
     yield from writes.records(snapshot, stocks.moving, outlooks, now)
     yield from writes.promises(snapshot, *specs, outlooks)
-    yield from writes.miner_stops(snapshot, mining)
+    yield from crew.stops()
     for stock in stocks.decided:
         yield from writes.releases(stock, now)
     for one in outlooks:
         if one.lease.uid not in snapshot.failures:
             yield from writes.objects(one, now)
             yield from writes.warnings(one)
-    yield from writes.miner_starts(snapshot, mining)
+    yield from crew.starts()
     yield from writes.touches(snapshot, now)
     for one in outlooks:
         if one.settled and one.lease.finalized:

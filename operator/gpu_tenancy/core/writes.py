@@ -38,15 +38,12 @@ from gpu_tenancy.core.actions import (
 from gpu_tenancy.core.conversion import Modes
 from gpu_tenancy.core.mining import by_device, revision
 from gpu_tenancy.core.outlooks import has_completed, unfinished
-from gpu_tenancy.core.snapshot import ClaimFacts, LeftClaim, MinerFacts, Snapshot, StartingPod
+from gpu_tenancy.core.snapshot import ClaimFacts, LeftClaim, MinerFacts, NodeFacts, Snapshot, StartingPod
 from gpu_tenancy.core.stock import Stock, unreachable
 from gpu_tenancy.core.terms import begins_later
 
 Slots = Mapping[str, tuple[Slot, ...]]
 """Wanted devices by name of the node, ordered by name of the device."""
-
-Mining = Mapping[tuple[str, str], Slot]
-"""Devices that pools hold, by names of node and device."""
 
 MINER_GRACE_SECONDS: Final = 1
 """Grace of a miner whose pool is gone and cannot be asked."""
@@ -107,62 +104,81 @@ def promises(
 # --- miners -------------------------------------------------------------------------------------------------------
 
 
-def mining(snapshot: Snapshot, slots: Slots) -> Mining:
-    """The devices that pools hold in the plan."""
-    places: dict[tuple[str, str], Slot] = {}
-    for node in snapshot.nodes:
-        wanted = slots[node.name]
+class Crew:
+    """The miners that there are beside the devices that pools hold in the plan; each is looked at once."""
+
+    def __init__(self, snapshot: Snapshot, slots: Slots) -> None:
+        self._snapshot = snapshot
+        self._places = dict[tuple[str, str], Slot]()
+        """The devices that pools hold, by names of node and device."""
+        self._assigned = Counter[str]()
+        """Their number, by UID of the pool."""
+        self._running = Counter[str]()
+        self._stops: list[MinerFacts] = []
+        self._halves: dict[tuple[str, str], MinerFacts] = {}
+        """Pods without claim and claims without pod."""
+        self._complete: set[tuple[str, str]] = set()
+        self._left_alone = frozenset(node.name for node in snapshot.nodes if node.unreadable)
+        """Nodes on which nobody knows who should mine."""
+        for node in snapshot.nodes:
+            self._hold(node, slots[node.name])
+        made_from = {pool.uid: revision(pool.spec) for pool in snapshot.pools if not pool.invalid}
+        for miner in snapshot.miners:
+            self._look_at(miner, made_from)
+
+    def _hold(self, node: NodeFacts, wanted: tuple[Slot, ...]) -> None:
         if wanted is node.slots:
-            places.update(node.mined)
+            self._places.update(node.mined)
+            self._assigned.update(node.mining_for)
         else:
-            pools = (slot for slot in wanted if slot.holder.kind is HolderKind.MINING_POOL)
-            places.update({(node.name, slot.device): slot for slot in pools})
-    return places
+            pools = [slot for slot in wanted if slot.holder.kind is HolderKind.MINING_POOL]
+            self._places.update({(node.name, slot.device): slot for slot in pools})
+            self._assigned.update(slot.holder.uid for slot in pools)
 
-
-def miner_stops(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
-    """Miners whose device is no longer their pool's, and those that have stopped for good and must be replaced."""
-    grace = {pool.uid: pool.spec.grace_seconds for pool in snapshot.pools}
-    made_from = {pool.uid: revision(pool.spec) for pool in snapshot.pools if not pool.invalid}
-    left_alone = _unreadable_nodes(snapshot)
-    for miner in snapshot.miners:
-        if miner.node in left_alone:
-            continue
-        unwanted = miner.finished or miner.bereft or (miner.node, miner.device) not in places
+    def _look_at(self, miner: MinerFacts, made_from: Mapping[str, str]) -> None:
+        place = miner.node, miner.device
+        wanted = place in self._places
+        if miner.pod_uid and miner.claim_uid:
+            self._complete.add(place)
+        else:
+            self._halves[place] = miner
+        if wanted and miner.running:
+            self._running[miner.pool] += 1
+        unwanted = not wanted or miner.finished or miner.bereft
         outdated = miner.pod_uid and miner.revision != made_from.get(miner.pool, miner.revision)
-        if (unwanted or outdated) and (miner.bereft or not miner.deleting):
+        if (unwanted or outdated) and (miner.bereft or not miner.deleting) and miner.node not in self._left_alone:
+            self._stops.append(miner)
+
+    def stops(self) -> Iterator[Action]:
+        """Miners whose device is no longer their pool's, and those that have stopped for good and must be replaced."""
+        grace = {pool.uid: pool.spec.grace_seconds for pool in self._snapshot.pools}
+        for miner in self._stops:
             yield StopMiner(miner, grace.get(miner.pool, MINER_GRACE_SECONDS))
 
+    def starts(self) -> Iterator[Action]:
+        """A miner for every device that a pool holds, or the half of it that is missing. What the API server refuses a
+        pool is refused for all of its miners, but for a name that somebody else has."""
+        snapshot = self._snapshot
+        refused = {uid for uid, failure in snapshot.failures.items() if failure.reason != Reason.NAME_TAKEN}
+        pools = {pool.uid: pool for pool in snapshot.pools if pool.uid not in refused}
+        for place in sorted(self._places.keys() - self._complete):
+            slot, half = self._places[place], self._halves.get(place)
+            pool = pools.get(slot.holder.uid)
+            if pool is None or place[0] in self._left_alone:
+                continue
+            if half is None:
+                yield StartMiner(pool, place[0], slot)
+            elif not (half.deleting or half.finished):
+                yield StartMiner(pool, place[0], slot, half.claim_uid, not half.pod_uid)
 
-def miner_starts(snapshot: Snapshot, places: Mining) -> Iterator[Action]:
-    """A miner for every device that a pool holds, or the half of it that is missing. What the API server refuses a pool
-    is refused for all of its miners, but for a name that somebody else has."""
-    refused = {uid for uid, failure in snapshot.failures.items() if failure.reason != Reason.NAME_TAKEN}
-    pools = {pool.uid: pool for pool in snapshot.pools if pool.uid not in refused}
-    existing: dict[tuple[str, str], MinerFacts] = {}
-    complete: set[tuple[str, str]] = set()
-    for miner in snapshot.miners:
-        if miner.pod_uid and miner.claim_uid:
-            complete.add((miner.node, miner.device))
-        else:
-            existing[miner.node, miner.device] = miner
-    left_alone = _unreadable_nodes(snapshot)
-    for place in sorted(places.keys() - complete):
-        if place[0] in left_alone:
-            continue
-        slot, half = places[place], existing.get(place)
-        pool = pools.get(slot.holder.uid)
-        if pool is None:
-            continue
-        if half is None:
-            yield StartMiner(pool, place[0], slot)
-        elif not (half.deleting or half.finished):
-            yield StartMiner(pool, place[0], slot, half.claim_uid, not half.pod_uid)
+    def pools(self) -> tuple[PoolOutlook, ...]:
+        """How many devices each pool holds, and on how many of them its miner runs."""
+        return tuple(
+            PoolOutlook(pool, self._assigned[pool.uid], self._running[pool.uid]) for pool in self._snapshot.pools
+        )
 
 
-def _unreadable_nodes(snapshot: Snapshot) -> frozenset[str]:
-    """Nodes on which nobody knows who should mine."""
-    return frozenset(node.name for node in snapshot.nodes if node.unreadable)
+# --- what others have forgotten -----------------------------------------------------------------------------------
 
 
 def touches(snapshot: Snapshot, now: datetime) -> Iterator[Action]:
@@ -187,13 +203,6 @@ def start_at(pod: StartingPod) -> datetime:
     if pod.touched_at is None or pod.touched_at <= pod.bound_at:
         return pod.bound_at + START_AFTER
     return pod.bound_at + START_AGAIN * max(pod.touched_at - pod.bound_at, START_AFTER)
-
-
-def pool_outlooks(snapshot: Snapshot, places: Mining) -> tuple[PoolOutlook, ...]:
-    """How many devices each pool holds, and on how many of them its miner runs."""
-    assigned = Counter(slot.holder.uid for slot in places.values())
-    running = Counter(miner.pool for miner in snapshot.miners if miner.running and (miner.node, miner.device) in places)
-    return tuple(PoolOutlook(pool, assigned[pool.uid], running[pool.uid]) for pool in snapshot.pools)
 
 
 # --- what runs on a lease -----------------------------------------------------------------------------------------
