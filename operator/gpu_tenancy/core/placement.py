@@ -77,7 +77,7 @@ class World:
         demand, where their node lets it."""
         ordered = sorted(nodes, key=lambda facts: facts.name)
         self.nodes = {facts.name: NodeBook(facts, facts.objection(now)) for facts in ordered}
-        self.all_models = sorted({model for facts in ordered for model in _models(facts)})
+        self.all_models = sorted(frozenset[str]().union(*(facts.models for facts in ordered)))
         """Models of the GPUs that are there, sorted."""
         self._takes = takes
         self.converts = converts
@@ -499,11 +499,6 @@ class Filing(NamedTuple):
     """UUIDs of its healthy GPUs in MIG mode, by state and span."""
     wholes: tuple[_NodeState, ...]
     """State of its whole GPUs, one for each model."""
-
-
-@once_per_node
-def _models(facts: NodeFacts) -> frozenset[str]:
-    return frozenset(gpu.model for gpu in facts.gpus)
 
 
 @once_per_node

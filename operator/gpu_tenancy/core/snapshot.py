@@ -91,6 +91,11 @@ class NodeFacts:
         return {gpu.uuid: gpu for gpu in self.gpus}
 
     @cached_property
+    def models(self) -> frozenset[str]:
+        """Models of its GPUs."""
+        return frozenset(gpu.model for gpu in self.gpus)
+
+    @cached_property
     def has_convertible(self) -> bool:
         """Some GPU of it may be converted by demand."""
         return any(gpu.convertible for gpu in self.gpus)
@@ -173,10 +178,10 @@ def once_per_node(function: Callable[[NodeFacts, *Further], T]) -> Callable[[Nod
 
     @wraps(function)
     def remembering(facts: NodeFacts, /, *further: *Further) -> T:
-        key = (function, further)
-        if key not in facts.answers:
-            facts.answers[key] = function(facts, *further)
-        return cast("T", facts.answers[key])
+        answers, key = facts.answers, (function, further) if further else function
+        if key not in answers:
+            answers[key] = function(facts, *further)
+        return cast("T", answers[key])
 
     return remembering
 
