@@ -151,7 +151,7 @@ def test_a_tenant_of_the_manifests_counts(cluster: Path, tmp_path: Path) -> None
     files = written(tmp_path / "all.yaml", tenant, lease("two", gpus={"profile": "full", "count": 2}))
     status, found = shown(files, "--snapshot", cluster)
     assert status == 3
-    assert "tenant acme" in found["leases"][0]["message"]
+    assert found["leases"][0]["message"].startswith("Tenant acme may hold 1 GPU at a time; this lease needs 2.")
 
 
 def test_the_table_is_for_people(cluster: Path, tmp_path: Path) -> None:
