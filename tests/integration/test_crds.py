@@ -309,5 +309,5 @@ def test_kubectl_explain_lists_the_fields_of_a_lease(control_plane_api: ApiServe
     printed = control_plane_api.kubectl("explain", "gpulease.spec", "--recursive")
     fields = set(re.findall(r"^  (\w+)\t", printed, re.MULTILINE))
     assert fields == {
-        "gpus", "pods", "podResources", "tier", "commitment", "term", "suspend", "onCompletion", "template"
+        "gpus", "pods", "podResources", "tier", "commitment", "topology", "term", "suspend", "onCompletion", "template"
     }  # fmt: skip

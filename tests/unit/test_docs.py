@@ -26,7 +26,7 @@ from gpu_tenancy.agent.situation import Situation, listed
 from gpu_tenancy.api import names
 from gpu_tenancy.api.base import Currency, DecimalString
 from gpu_tenancy.api.crd import KINDS
-from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpusSpec, PodResources, Reason, Term
+from gpu_tenancy.api.lease import ConditionType, GpuLeaseSpec, GpusSpec, PodResources, Reason, Term, TopologySpec
 from gpu_tenancy.api.node import HandOver, HandOverStep, HandOverStepType, NodeReason
 from gpu_tenancy.api.pool import PoolReason
 from gpu_tenancy.api.pricebook import BookReason
@@ -185,7 +185,12 @@ def test_the_pods_of_a_page_ask_for_the_claim_template_of_its_lease() -> None:
 def test_the_readme_explains_every_field_of_a_leases_spec_and_no_other() -> None:
     explained = [word for word in first_cells(section(ROOT / "README.md", "The lease, line by line")) if "." in word]
     top = [word for word in first_cells(section(ROOT / "README.md", "The lease, line by line")) if "." not in word]
-    nested: dict[str, type[BaseModel]] = {"gpus": GpusSpec, "term": Term, "podResources": PodResources}
+    nested: dict[str, type[BaseModel]] = {
+        "gpus": GpusSpec,
+        "term": Term,
+        "podResources": PodResources,
+        "topology": TopologySpec,
+    }
     fields = {str(info.alias) for info in GpuLeaseSpec.model_fields.values()}
     assert set(top) == fields - nested.keys()
     below = {f"{name}.{info.alias}" for name, model in nested.items() for info in model.model_fields.values()}

@@ -84,6 +84,10 @@ def _cut_to(limit: int) -> BeforeValidator:
     )
 
 
+LABEL_KEY_PATTERN: Final = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+LabelKey = Annotated[str, Field(pattern=LABEL_KEY_PATTERN, max_length=317)]
+"""Key of a label, with its prefix if it has one."""
+
 Message = Annotated[str, _cut_to(1024), Field(max_length=1024)]
 """A sentence in a status, cut to what a condition takes."""
 

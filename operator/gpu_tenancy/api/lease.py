@@ -17,6 +17,7 @@ from gpu_tenancy.api.base import (
     Currency,
     DecimalString,
     Duration,
+    LabelKey,
     Message,
     MicroTime,
     Profile,
@@ -275,6 +276,25 @@ def _begins(spec: str) -> str:
     return f"has({spec}.term) && has({spec}.term.start)"
 
 
+class TopologySpec(ApiModel):
+    """How close to each other the pods are, by a label that their nodes share."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.required) != has(self.preferred)",
+                "spec.topology needs exactly one of required and preferred",
+            ),
+        )
+    )
+
+    required: LabelKey | None = None
+    """Label of nodes, e.g. example.com/rack: all pods are on nodes with one value of it, or the lease waits."""
+    preferred: LabelKey | None = None
+    """Label of nodes: the pods are on nodes with one value of it where that stops no more miners, else as close as the
+    operator's levels have it, else anywhere."""
+
+
 class GpuLeaseSpec(ApiModel):
     """What is rented, for how long, at which tier, and optionally what runs on it."""
 
@@ -298,6 +318,7 @@ class GpuLeaseSpec(ApiModel):
             ),
             immutable("commitment", f"spec.commitment is immutable, because its capacity is counted; {_NEW_LEASE}"),
             immutable("tier", f"spec.tier is immutable, because the price was agreed for it; {_NEW_LEASE}"),
+            immutable("topology", f"spec.topology is immutable, because the gang was placed as a whole; {_NEW_LEASE}"),
             immutable("template", f"spec.template is immutable, because its Job was started from it; {_NEW_LEASE}"),
             rule(
                 "!(has(self.template) && has(self.podResources))",
@@ -337,6 +358,9 @@ class GpuLeaseSpec(ApiModel):
     commitment: str | None = Field(default=None, min_length=1, max_length=63)
     """Name of the commitment of its GpuTenant that a Reserved lease draws on. Absent: the first that has the profile
     and model, and room. Immutable."""
+    topology: TopologySpec | None = None
+    """How close to each other the pods of a gang are. Absent: as close as possible, by the levels in the operator's
+    settings, where that stops no more miners. Immutable."""
     suspend: bool = False
     """true gives the GPUs back and stops billing; the lease keeps its name and price. false queues it again."""
     on_completion: OnCompletion = OnCompletion.RELEASE

@@ -390,7 +390,8 @@ class Cycle:
 def gather_of(views: Views, settings: Settings) -> Gather:
     """Takes snapshots of the views, with what the settings say."""
     spot_limits = SpotLimits(parse_duration(settings.spot_notice_max))
-    return Gather(views, settings.drain_grace_seconds, _defaults(settings), spot_limits, _conversion_rules(settings))
+    limits = _defaults(settings), spot_limits, _conversion_rules(settings)
+    return Gather(views, settings.drain_grace_seconds, *limits, settings.levels)
 
 
 def _defaults(settings: Settings) -> TenantDefaults:

@@ -151,8 +151,10 @@ class Gather:
         defaults: TenantDefaults = DEFAULTS,
         spot_limits: SpotLimits = SPOT_LIMITS,
         conversion_rules: ConversionRules = CONVERSION_RULES,
+        topology_levels: tuple[str, ...] = (),
     ) -> None:
         """`drain_grace_seconds`: longest grace of a tenant's pods after the end of their lease."""
+        self._topology_levels = topology_levels
         self._views = views
         self._spot_limits = spot_limits
         self._conversion_rules = conversion_rules
@@ -193,6 +195,7 @@ class Gather:
             tenant_defaults=self._defaults,
             spot_limits=self._spot_limits,
             conversion_rules=self._conversion_rules,
+            topology_levels=self._topology_levels,
             past_usage=self._history.usage(store.all(resources.USAGE_RECORDS), now),
         )
         self._memo.sweep()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from gpu_tenancy.api.base import Duration
+from gpu_tenancy.api.base import LABEL_KEY_PATTERN, Duration
 from gpu_tenancy.api.names import SYSTEM_NAMESPACE
 from gpu_tenancy.configuration import Configuration
 
@@ -53,6 +54,9 @@ class Settings(Configuration):
     one."""
     conversions_per_node_hour: int = Field(default=4, ge=0, le=64)
     """Conversions of GPUs of one node within an hour, there and back."""
+    topology_levels: str | None = None
+    """Labels of nodes that say where they stand, the coarsest first, separated by commas, e.g.
+    example.com/block,example.com/rack: gangs are placed within one value of the finest that has room for them."""
     usage_half_life_hours: int = Field(default=24, ge=1, le=8760)
     """After so many hours what a tenant has used counts half in the order of the queue."""
     default_quota_gpus: int | None = Field(default=None, ge=0)
@@ -63,3 +67,16 @@ class Settings(Configuration):
     """Compute slices of all devices that it may hold at a time; a whole GPU has 7."""
     default_max_term: Duration | None = None
     """Longest term of its leases, e.g. 72h."""
+
+    @field_validator("topology_levels")
+    @classmethod
+    def _are_labels(cls, value: str | None) -> str | None:
+        odd = [one for one in (value or "").split(",") if value and not re.match(LABEL_KEY_PATTERN, one.strip())]
+        if odd:
+            raise ValueError(f'"{odd[0]}" is no key of a label; write them as example.com/block,example.com/rack')
+        return value
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The labels of `topology_levels`."""
+        return tuple(one.strip() for one in self.topology_levels.split(",")) if self.topology_levels else ()

@@ -311,7 +311,8 @@ class Bookings:
             return None
         gpus, books = lease.spec.gpus, [self._book(place, lease.spec.gpus.profile) for place in reservation.places]
         found = [one for one in books if one is not None]
-        want = next((one for one in wants if found and one.model == found[0][1].gpu.model), None)
+        here = (one for one in wants if found and one.model == found[0][1].gpu.model)
+        want = next((one for one in here if all(one.allowed_on(node.facts) for node, _ in found)), None)
         if want is None:
             return None
         starts = [place.start for place in reservation.places]

@@ -13,7 +13,7 @@ from typing import Final
 
 from gpu_tenancy.api.base import format_duration, parse_duration
 from gpu_tenancy.api.lease import Reason
-from gpu_tenancy.core import room
+from gpu_tenancy.core import room, topology
 from gpu_tenancy.core.actions import Refusal
 from gpu_tenancy.core.amounts import Amount, counted, cpu_milli, memory_bytes
 from gpu_tenancy.core.commitments import Pledges
@@ -39,6 +39,8 @@ class Context:
     spot_limits: SpotLimits
     pledges: Pledges
     now: datetime
+    topology_levels: tuple[str, ...] = ()
+    """Node labels by which places are told apart, the coarsest first."""
     full: dict[Want, str] = field(default_factory=dict)
     """What found no room, and what there is of it."""
     _wants: dict[Hashable, list[Want]] = field(default_factory=dict)
@@ -47,15 +49,23 @@ class Context:
     _impossible: dict[Want, Refusal | None] = field(default_factory=dict)
 
     def wants(self, lease: LeaseFacts) -> list[Want]:
-        """What the lease asks for, once for each model on which it may be placed."""
+        """What the lease asks for, once for each model on which it may be placed; of a gang, and where a topology is
+        required, once more for each place where it would be together."""
         wants = self._wants.get(lease.uid)
         if wants is None:
             alike = _alike(lease)
             wants = self._wants.get(alike)
             if wants is None:
-                wants = [self.want(lease, model) for model in _models(lease, self)]
+                wants = [one for want in self.anywhere(lease) for one in self._closest(lease, want)]
             self._wants[alike] = self._wants[lease.uid] = wants
         return wants
+
+    def _closest(self, lease: LeaseFacts, want: Want) -> list[Want]:
+        return topology.closest(want, lease.spec.topology, self.world, self.topology_levels)
+
+    def anywhere(self, lease: LeaseFacts) -> list[Want]:
+        """What the lease asks for, wherever its pods may be, once for each model on which it may be placed."""
+        return [self.want(lease, model) for model in _models(lease, self)]
 
     def want(self, lease: LeaseFacts, model: str) -> Want:
         """What the lease asks for on one model."""
@@ -88,7 +98,7 @@ def _alike(lease: LeaseFacts) -> Hashable:
     if lease.status.admitted_at is not None or lease.records:
         return lease.uid
     gpus = lease.spec.gpus
-    return gpus.profile, gpus.count, lease.spec.pods, gpus.model, lease.spec.tier, needs_of(lease)
+    return gpus.profile, gpus.count, lease.spec.pods, gpus.model, lease.spec.tier, lease.spec.topology, needs_of(lease)
 
 
 def _models(lease: LeaseFacts, context: Context) -> list[str]:
@@ -184,7 +194,7 @@ def known_model(lease: LeaseFacts, context: Context) -> Refusal | None:
 
 def priced(lease: LeaseFacts, context: Context) -> Refusal | None:
     """The book in effect has a rate. Leases that were admitted before keep their price."""
-    if lease.status.admitted_at is not None or context.wants(lease):
+    if lease.status.admitted_at is not None or context.anywhere(lease):
         return None
     gpus = lease.spec.gpus
     models = [gpus.model] if gpus.model else context.world.models(gpus.profile)
@@ -210,8 +220,11 @@ def committed(lease: LeaseFacts, context: Context) -> Refusal | None:
 def possible(lease: LeaseFacts, context: Context) -> Refusal | None:
     """The cluster could hold the lease if it were empty."""
     answers = []
-    for want in context.wants(lease) or [context.want(lease, lease.spec.gpus.model or "")]:
+    level = lease.spec.topology.required if lease.spec.topology else None
+    for want in context.anywhere(lease) or [context.want(lease, lease.spec.gpus.model or "")]:
         answer = context.impossible(want)
+        if answer is None and level is not None:
+            answer = topology.impossible(want, context.world, level)
         if answer is None:
             return None
         answers.append(answer)

@@ -74,8 +74,18 @@ def reason(lease: LeaseFacts, placed: Sequence[Seated], snapshot: Snapshot, now:
     least = min(costs, default=0)
     fewest = f"on the best of them {counted(least, 'miner')} would stop for each pod"
     others = f"{counted(len(costs), where)} had {what} free of leases, and {fewest}" if costs else ""
-    rest = f"{_rest(placed, where)}"
+    rest = f"{_rest(placed, where)}{_together(placed, snapshot.topology_levels)}"
     return f"{counted(stopped, 'miner')} {'stops' if stopped == 1 else 'stop'} for it; {others}. {rest}"
+
+
+def _together(placed: Sequence[Seated], levels: Sequence[str]) -> str:
+    """The finest place that all of its nodes have in common, where there are several nodes."""
+    nodes = {one.node.name: one.node for one in placed}.values()
+    for level in reversed(levels) if len(nodes) > 1 else ():
+        places = {node.labels.get(level) for node in nodes}
+        if len(places) == 1 and None not in places:
+            return f" Its {counted(len(nodes), 'node')} are all in {level} {places.pop()}."
+    return ""
 
 
 def _rest(placed: Sequence[Seated], where: str) -> str:

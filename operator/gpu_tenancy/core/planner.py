@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gpu_tenancy.api.base import Holder, HolderKind, parse_duration
 from gpu_tenancy.api.lease import QUEUED, Price, Reason
 from gpu_tenancy.api.node import Slot
-from gpu_tenancy.core import checks, room, writes
+from gpu_tenancy.core import checks, room, topology, writes
 from gpu_tenancy.core.actions import Action, Outlook, Plan, Refusal, TenantOutlook, Unbind
 from gpu_tenancy.core.bookings import Bookings
 from gpu_tenancy.core.checks import Context
@@ -48,7 +48,8 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     stocks = Stocks(take_stock(snapshot, leases, tenants, now), resting, on_nodes)
     shares, pledges = Shares(tenants, snapshot, stocks, now), Pledges(snapshot.tenants, tenants, now)
     world = _world(snapshot, miners, stocks, now)
-    context = Context(world, pricing(snapshot.books, now), shares, snapshot.spot_limits, pledges, now)
+    levels, limits = snapshot.topology_levels, snapshot.spot_limits
+    context = Context(world, pricing(snapshot.books, now), shares, limits, pledges, now, levels)
     bookings = Bookings(world, stocks, pledges, checks.needs_of, snapshot.spot_limits, now)
     world.settle()
     conversions = Conversions(world, snapshot.conversion_rules, now)
@@ -237,9 +238,11 @@ def _waiting(stock: Stock, means: Means, survey: Survey) -> Outlook:
 
 
 def _no_room(lease: LeaseFacts, context: Context, survey: Survey) -> Refusal:
-    wants = context.wants(lease)
+    wants = context.anywhere(lease)
     if not wants:
         return Refusal(Reason.QUEUED, "")
+    if lease.spec.topology is not None and (level := lease.spec.topology.required) is not None:
+        return Refusal(Reason.QUEUED, topology.no_room(wants[0], context.world, level))
     found = survey.nearest(wants)
     want = found.want if found else wants[0]
     if want not in context.full:

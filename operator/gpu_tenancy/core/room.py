@@ -22,8 +22,7 @@ def impossible(want: Want, world: World) -> Refusal | None:
     """Refusal of a want that no empty cluster of these nodes could hold, naming the first thing that is too small."""
     fitting = 0
     for node in world.nodes.values():
-        if (seats := _seats(node, want, world)) and not _lasting_objection(node, want):
-            fitting += min(seats, node.facts.allocatable.times(want.needs.amount))
+        fitting += possible_seats(node, want, world)
         if fitting >= want.pods:
             return None
     if world.unseen:
@@ -47,7 +46,7 @@ def no_room(want: Want, world: World) -> str:
     """Why a possible lease finds no place now: what it needs and how much of that is there."""
     usable = [node for node in world.nodes.values() if not node.objection]
     left_out = f"{_kept(usable, want)}{_left_out(world)}"
-    seats = sum(_free_seats(node, want) for node in usable)
+    seats = sum(free_seats(node, want) for node in usable)
     if want.profile != FULL:
         needs = f"needs {want.pods} free {want.profile} ({want.model}), {_each(want)}"
         return f"{needs}; there is room for {seats} beside the leases that run{left_out}"
@@ -144,11 +143,18 @@ def _seats(node: NodeBook, want: Want, world: World) -> int:
     return sum(_slices_free(book, want, 0) for book in serving)
 
 
+def possible_seats(node: NodeBook, want: Want, world: World) -> int:
+    """Pods that the node could take if nothing else were on it."""
+    if _lasting_objection(node, want):
+        return 0
+    return min(_seats(node, want, world), node.facts.allocatable.times(want.needs.amount))
+
+
 def _free_wholes(node: NodeBook, want: Want) -> int:
     return sum(1 for book in node.gpus.values() if serves(book, want) and not book.taken and book.gpu.healthy)
 
 
-def _free_seats(node: NodeBook, want: Want) -> int:
+def free_seats(node: NodeBook, want: Want) -> int:
     """Pods that the node could take beside its leases, its miners gone."""
     if not want.allowed_on(node.facts):
         return 0

@@ -477,4 +477,6 @@ class Snapshot:
     tenant_defaults: TenantDefaults = TenantDefaults()
     spot_limits: SpotLimits = SpotLimits()
     conversion_rules: ConversionRules = ConversionRules()
+    topology_levels: tuple[str, ...] = ()
+    """Node labels by which places are told apart, the coarsest first."""
     past_usage: PastUsage = NO_PAST

@@ -271,6 +271,7 @@ class Cluster:
         self.tenant_defaults = TenantDefaults()
         self.spot_limits = SpotLimits()
         self.conversion_rules = ConversionRules()
+        self.topology_levels: tuple[str, ...] = ()
         self.ending: set[str] = set()
         """Namespaces that are being deleted."""
         self.verdict = ""
@@ -436,6 +437,7 @@ class Cluster:
             tenant_defaults=self.tenant_defaults,
             spot_limits=self.spot_limits,
             conversion_rules=self.conversion_rules,
+            topology_levels=self.topology_levels,
             past_usage=past_usage(
                 (one.spec for one in {**self.archive, **self.records}.values()),
                 self.now,
