@@ -61,6 +61,8 @@ class Guard(NamedTuple):
         where = f"{first} and {counted(len(others), 'more node')}" if others else first
         count = len(self.opening.waits_for)
         leases = f"{counted(count, 'lease')} on {where}"
+        if not count:
+            return f"There will be as soon as {where} {'are' if others else 'is'} handed over."
         if self.expected is None:
             return f"It is not known when there will be: {leases} {'has' if count == 1 else 'have'} no end."
         return f"There will be by {format_time(self.expected)}, when {leases} must have ended."

@@ -98,7 +98,7 @@ class NodeBook:
     """State of one node in the working copy."""
 
     __slots__ = (
-        "_gpus", "_mining", "answers", "awaited", "buckets", "facts", "free", "kept", "objection", "promised", "slots",
+        "_gpus", "_mining", "answers", "awaited", "facts", "filed", "free", "kept", "objection", "promised", "slots",
         "still",
     )  # fmt: skip
 
@@ -120,8 +120,9 @@ class NodeBook:
         """Devices that leases hold in the plan."""
         self.still: Still | None = None
         """What it was entered from as a whole; None where that was done piece by piece, or something of it changes."""
-        self.buckets: dict[str, dict[NodeBook, None]] = {}
-        """Nodes that are interchangeable with it for whole GPUs, itself among them, by model."""
+        self.filed: dict[str, Any] = {}
+        """The state that it is filed under for whole GPUs, by model; no bucket, which has the node itself in it: what a
+        plan was made with is then freed at once, and no work for the garbage collector."""
         self.answers: dict[Hashable, Any] = {}
         """What was found out about the node as it is: whoever changes it empties this."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final, NamedTuple
 
@@ -58,7 +59,13 @@ def ranked(pools: Iterable[PoolFacts]) -> tuple[Miner, ...]:
     """Pools that may mine at all, best first: highest priority, then oldest."""
     active = [pool for pool in pools if pool.active]
     active.sort(key=lambda pool: (-pool.spec.priority, pool.created, pool.key))
-    return tuple(map(_miner, active))
+    return _interned(tuple(map(_miner, active)))
+
+
+@lru_cache(maxsize=8)
+def _interned(miners: tuple[Miner, ...]) -> tuple[Miner, ...]:
+    """The same object for the same miners: what was found out with them is asked about for every node."""
+    return miners
 
 
 def _miner(pool: PoolFacts) -> Miner:
@@ -86,7 +93,7 @@ def _stays(node: NodeBook, miners: tuple[Miner, ...]) -> bool:
     if node.still is None:
         return not (node.slots or node.facts.leased) and _stays_unleased(node.facts, miners)
     known = node.still.verdict
-    if known is None or known[0] != miners:
+    if known is None or (known[0] is not miners and known[0] != miners):
         slots = (*node.slots, *miner_slots(node, miners, _NEVER))
         known = node.still.verdict = miners, tuple(sorted(slots, key=by_device)) == node.facts.slots
     return known[1]
@@ -94,7 +101,7 @@ def _stays(node: NodeBook, miners: tuple[Miner, ...]) -> bool:
 
 def _stays_unleased(facts: NodeFacts, miners: tuple[Miner, ...]) -> bool:
     known = facts.answers.get(_STAYS)
-    if not isinstance(known, _Verdict) or known.miners != miners:
+    if not isinstance(known, _Verdict) or (known.miners is not miners and known.miners != miners):
         slots = miner_slots(NodeBook(facts, ""), miners, _NEVER)
         known = facts.answers[_STAYS] = _Verdict(miners, tuple(sorted(slots, key=by_device)) == facts.slots)
     return known.stays

@@ -197,8 +197,8 @@ class World:
     def convert(self, node: NodeBook, book: GpuBook, state: Mode) -> None:
         """Enter a GPU of a node that is planned on, of which no lease has anything, in another mode; only `apart`."""
         self._unfile(node, (book,))
-        if (former := node.buckets.get(book.gpu.model)) is not None:
-            former.pop(node, None)
+        if (former := node.filed.get(book.gpu.model)) is not None:
+            self._wholes[book.gpu.model][former].pop(node, None)
         node.changes()
         book.mig, book.hard, book.lasts, book.mined = state
         self._file(node, (book,))
@@ -398,8 +398,8 @@ class World:
             self._file_wholes(node, state_of_wholes)
 
     def _file_wholes(self, node: NodeBook, state: _NodeState) -> None:
-        bucket = node.buckets[state.model] = self._wholes[state.model].setdefault(state, {})
-        bucket[node] = None
+        node.filed[state.model] = state
+        self._wholes[state.model].setdefault(state, {})[node] = None
 
     def _bucket(self, state: GpuState, lasts: int) -> _SliceBucket:
         bucket = self._slices.get((state, lasts))
@@ -413,7 +413,7 @@ class World:
         """Take GPUs of a node out of their buckets; harmless when repeated."""
         for book in books:
             if not book.mig:
-                node.buckets[book.gpu.model].pop(node, None)
+                self._wholes[book.gpu.model][node.filed[book.gpu.model]].pop(node, None)
                 continue
             filed = self._slices[_gpu_state(book), book.lasts].nodes
             if (uuids := filed.get(node)) is not None:

@@ -21,6 +21,7 @@ from gpu_tenancy.core.bookings import Bookings
 from gpu_tenancy.core.checks import Context
 from gpu_tenancy.core.commitments import Pledges
 from gpu_tenancy.core.conversion import Conversions, Modes
+from gpu_tenancy.core.crew import Crew
 from gpu_tenancy.core.desirability import span
 from gpu_tenancy.core.devices import device_name
 from gpu_tenancy.core.fragments import Survey
@@ -58,7 +59,7 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     fits = world.fits()
     conversions.conclude()
     slots = {name: wanted_slots(node, miners, now) for name, node in world.nodes.items()}
-    crew = writes.Crew(snapshot, slots)
+    crew = Crew(snapshot, slots)
     changes = (*bookings.changes(), *conversions.changes(), *(rest.wake for rest in resting))
     return Plan(
         actions=tuple(_actions(snapshot, stocks, outlooks, (slots, conversions.wanted()), crew, now)),
@@ -123,7 +124,7 @@ def _actions(
     stocks: Stocks,
     outlooks: Sequence[Outlook],
     specs: tuple[writes.Slots, Mapping[str, Modes]],
-    crew: writes.Crew,
+    crew: Crew,
     now: datetime,
 ) -> Iterator[Action]:
     """In execution order: on record, promised, stopped, started, let go."""

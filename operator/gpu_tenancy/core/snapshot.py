@@ -136,11 +136,6 @@ class NodeFacts:
         """Wanted devices of pools, by names of node and device."""
         return {(self.name, slot.device): slot for slot in self.slots if slot.holder.kind is HolderKind.MINING_POOL}
 
-    @cached_property
-    def mining_for(self) -> tuple[str, ...]:
-        """UID of the pool of each of these."""
-        return tuple(slot.holder.uid for slot in self.mined.values())
-
     def objection(self, now: datetime) -> str:
         """Why nothing new is planned on the node, as a sentence; empty where it can be planned on."""
         if self.unreadable:

@@ -5,13 +5,12 @@ Each function yields the actions of one concern; `planner.plan` puts them in exe
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final
 
-from gpu_tenancy.api.base import HolderKind
 from gpu_tenancy.api.lease import Reason
 from gpu_tenancy.api.node import Slot, SlotState
 from gpu_tenancy.core import ledger
@@ -27,26 +26,21 @@ from gpu_tenancy.core.actions import (
     DeletePod,
     OpenRecord,
     Outlook,
-    PoolOutlook,
     SetSlots,
-    StartMiner,
-    StopMiner,
     TouchClaim,
     TouchPod,
     WarnPod,
 )
 from gpu_tenancy.core.conversion import Modes
-from gpu_tenancy.core.mining import by_device, revision
+from gpu_tenancy.core.mining import by_device
 from gpu_tenancy.core.outlooks import has_completed, unfinished
-from gpu_tenancy.core.snapshot import ClaimFacts, LeftClaim, MinerFacts, NodeFacts, Snapshot, StartingPod
+from gpu_tenancy.core.snapshot import ClaimFacts, LeftClaim, Snapshot, StartingPod
 from gpu_tenancy.core.stock import Stock, unreachable
 from gpu_tenancy.core.terms import begins_later
 
 Slots = Mapping[str, tuple[Slot, ...]]
 """Wanted devices by name of the node, ordered by name of the device."""
 
-MINER_GRACE_SECONDS: Final = 1
-"""Grace of a miner whose pool is gone and cannot be asked."""
 TOUCH_AFTER: Final = timedelta(seconds=30)
 """How long a claim may stay behind; kube-controller-manager needs milliseconds, and half a minute in a great burst."""
 TOUCH_AGAIN: Final = timedelta(minutes=2)
@@ -99,83 +93,6 @@ def promises(
         if changed is not None or (wanted != node.slots and wanted != tuple(sorted(node.slots, key=by_device))):
             kept = changed or Modes(node.modes, node.conversions)
             yield SetSlots(node.name, node.generation, wanted, frozenset(promised[node.name]), *kept)
-
-
-# --- miners -------------------------------------------------------------------------------------------------------
-
-
-class Crew:
-    """The miners that there are beside the devices that pools hold in the plan; each is looked at once."""
-
-    def __init__(self, snapshot: Snapshot, slots: Slots) -> None:
-        self._snapshot = snapshot
-        self._places = dict[tuple[str, str], Slot]()
-        """The devices that pools hold, by names of node and device."""
-        self._assigned = Counter[str]()
-        """Their number, by UID of the pool."""
-        self._running = Counter[str]()
-        self._stops: list[MinerFacts] = []
-        self._halves: dict[tuple[str, str], MinerFacts] = {}
-        """Pods without claim and claims without pod."""
-        self._complete: set[tuple[str, str]] = set()
-        self._left_alone = frozenset(node.name for node in snapshot.nodes if node.unreadable)
-        """Nodes on which nobody knows who should mine."""
-        for node in snapshot.nodes:
-            self._hold(node, slots[node.name])
-        made_from = {pool.uid: revision(pool.spec) for pool in snapshot.pools if not pool.invalid}
-        for miner in snapshot.miners:
-            self._look_at(miner, made_from)
-
-    def _hold(self, node: NodeFacts, wanted: tuple[Slot, ...]) -> None:
-        if wanted is node.slots:
-            self._places.update(node.mined)
-            self._assigned.update(node.mining_for)
-        else:
-            pools = [slot for slot in wanted if slot.holder.kind is HolderKind.MINING_POOL]
-            self._places.update({(node.name, slot.device): slot for slot in pools})
-            self._assigned.update(slot.holder.uid for slot in pools)
-
-    def _look_at(self, miner: MinerFacts, made_from: Mapping[str, str]) -> None:
-        place = miner.node, miner.device
-        wanted = place in self._places
-        if miner.pod_uid and miner.claim_uid:
-            self._complete.add(place)
-        else:
-            self._halves[place] = miner
-        if wanted and miner.running:
-            self._running[miner.pool] += 1
-        unwanted = not wanted or miner.finished or miner.bereft
-        outdated = miner.pod_uid and miner.revision != made_from.get(miner.pool, miner.revision)
-        if (unwanted or outdated) and (miner.bereft or not miner.deleting) and miner.node not in self._left_alone:
-            self._stops.append(miner)
-
-    def stops(self) -> Iterator[Action]:
-        """Miners whose device is no longer their pool's, and those that have stopped for good and must be replaced."""
-        grace = {pool.uid: pool.spec.grace_seconds for pool in self._snapshot.pools}
-        for miner in self._stops:
-            yield StopMiner(miner, grace.get(miner.pool, MINER_GRACE_SECONDS))
-
-    def starts(self) -> Iterator[Action]:
-        """A miner for every device that a pool holds, or the half of it that is missing. What the API server refuses a
-        pool is refused for all of its miners, but for a name that somebody else has."""
-        snapshot = self._snapshot
-        refused = {uid for uid, failure in snapshot.failures.items() if failure.reason != Reason.NAME_TAKEN}
-        pools = {pool.uid: pool for pool in snapshot.pools if pool.uid not in refused}
-        for place in sorted(self._places.keys() - self._complete):
-            slot, half = self._places[place], self._halves.get(place)
-            pool = pools.get(slot.holder.uid)
-            if pool is None or place[0] in self._left_alone:
-                continue
-            if half is None:
-                yield StartMiner(pool, place[0], slot)
-            elif not (half.deleting or half.finished):
-                yield StartMiner(pool, place[0], slot, half.claim_uid, not half.pod_uid)
-
-    def pools(self) -> tuple[PoolOutlook, ...]:
-        """How many devices each pool holds, and on how many of them its miner runs."""
-        return tuple(
-            PoolOutlook(pool, self._assigned[pool.uid], self._running[pool.uid]) for pool in self._snapshot.pools
-        )
 
 
 # --- what others have forgotten -----------------------------------------------------------------------------------
