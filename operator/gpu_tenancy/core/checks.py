@@ -45,27 +45,33 @@ class Context:
     """What found no room, and what there is of it."""
     _wants: dict[Hashable, list[Want]] = field(default_factory=dict)
     """By UID of the lease, and by what all leases like it have in common."""
+    _closest: dict[str, list[Want]] = field(default_factory=dict)
+    """By UID of the lease: as things are when it is asked first."""
     _common: dict[tuple[str, int, int, str, PodNeeds], Want] = field(default_factory=dict)
     _impossible: dict[Want, Refusal | None] = field(default_factory=dict)
 
     def wants(self, lease: LeaseFacts) -> list[Want]:
-        """What the lease asks for, once for each model on which it may be placed; of a gang, and where a topology is
-        required, once more for each place where it would be together."""
+        """What the lease asks for; of a gang, and where a topology is required, once more for each place where it would
+        be together."""
+        wants = self.anywhere(lease)
+        if lease.spec.pods == 1 and lease.spec.topology is None:
+            return wants
+        if lease.uid not in self._closest:
+            asked = lease.spec.topology
+            found = (topology.closest(want, asked, self.world, self.topology_levels) for want in wants)
+            self._closest[lease.uid] = [one for several in found for one in several]
+        return self._closest[lease.uid]
+
+    def anywhere(self, lease: LeaseFacts) -> list[Want]:
+        """What the lease asks for, wherever its pods may be: once for each model on which it may be placed."""
         wants = self._wants.get(lease.uid)
         if wants is None:
             alike = _alike(lease)
             wants = self._wants.get(alike)
             if wants is None:
-                wants = [one for want in self.anywhere(lease) for one in self._closest(lease, want)]
+                wants = [self.want(lease, model) for model in _models(lease, self)]
             self._wants[alike] = self._wants[lease.uid] = wants
         return wants
-
-    def _closest(self, lease: LeaseFacts, want: Want) -> list[Want]:
-        return topology.closest(want, lease.spec.topology, self.world, self.topology_levels)
-
-    def anywhere(self, lease: LeaseFacts) -> list[Want]:
-        """What the lease asks for, wherever its pods may be, once for each model on which it may be placed."""
-        return [self.want(lease, model) for model in _models(lease, self)]
 
     def want(self, lease: LeaseFacts, model: str) -> Want:
         """What the lease asks for on one model."""
@@ -98,7 +104,7 @@ def _alike(lease: LeaseFacts) -> Hashable:
     if lease.status.admitted_at is not None or lease.records:
         return lease.uid
     gpus = lease.spec.gpus
-    return gpus.profile, gpus.count, lease.spec.pods, gpus.model, lease.spec.tier, lease.spec.topology, needs_of(lease)
+    return gpus.profile, gpus.count, lease.spec.pods, gpus.model, lease.spec.tier, needs_of(lease)
 
 
 def _models(lease: LeaseFacts, context: Context) -> list[str]:
