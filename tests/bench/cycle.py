@@ -149,7 +149,7 @@ def _cycle(snapshot: Snapshot, statuses: Statuses) -> None:
         statuses.stored(uid, SOON)
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     with collected():
         started = time.process_time()
         work()

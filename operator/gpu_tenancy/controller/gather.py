@@ -308,6 +308,9 @@ class Gather:
                 made[uid] = former
             else:
                 made[uid] = self._lease(body, source, records)
+        for uid, former in before.items():
+            if uid not in made or made[uid].facts is not former.facts:
+                former.facts.remember(None)  # it refers to them: garbage of the kind that is collected late
         self._leases_before = made
         return tuple(one.facts for one in made.values())
 

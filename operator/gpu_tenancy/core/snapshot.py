@@ -157,10 +157,14 @@ class NodeFacts:
 
 def as_before(found: NodeFacts, before: NodeFacts | None) -> NodeFacts:
     """Facts that were found anew: the former object where it says the same, or one that shares what is remembered with
-    it where the agent has been heard again and nothing else has happened."""
+    it where the agent has been heard again and nothing else has happened. What is remembered with facts that are
+    superseded is forgotten: it refers to them, and so would be garbage of the kind that is collected late."""
     if before is None or before == found:
         return before or found
-    return before.heard(found.agent_until) if replace(before, agent_until=found.agent_until) == found else found
+    if replace(before, agent_until=found.agent_until) == found:
+        return before.heard(found.agent_until)
+    before.answers.clear()
+    return found
 
 
 T = TypeVar("T")

@@ -8,9 +8,10 @@ as the description says.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Final
 
 from gpu_tenancy.api.base import HolderKind
@@ -19,7 +20,6 @@ from gpu_tenancy.api.node import Gpu, ObservedSlot, Slot, SlotState, WantedMode
 from gpu_tenancy.api.pool import MiningPoolStatus
 from gpu_tenancy.api.pricebook import PriceBookStatus
 from gpu_tenancy.api.tenant import GpuTenantStatus
-from gpu_tenancy.api.usage import UsageRecordSpec
 from gpu_tenancy.core import status
 from gpu_tenancy.core.actions import (
     Action,
@@ -37,7 +37,8 @@ from gpu_tenancy.core.actions import (
 )
 from gpu_tenancy.core.devices import miner_name
 from gpu_tenancy.core.mining import revision
-from gpu_tenancy.core.slices import Bill, Bills, SliceState, billed_mask, slice_states
+from gpu_tenancy.core.platform_status import tenant_status
+from gpu_tenancy.core.slices import Bill, SliceState, billed_mask, slice_states
 from gpu_tenancy.core.snapshot import (
     BookFacts,
     Key,
@@ -61,6 +62,8 @@ HEARTBEAT: Final = timedelta(seconds=40)
 LONG_AGO: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """When all that is described was created."""
 
+Place = tuple[str, str]
+"""Name of a node, and UUID of one of its GPUs."""
 Later = Callable[[timedelta, Callable[[], bool]], None]
 """Does something after a while; it says whether the operator has to look."""
 
@@ -68,8 +71,10 @@ Later = Callable[[timedelta, Callable[[], bool]], None]
 class Node:
     """A node: its devices as promised and as its agent has them."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, changed: set[str]) -> None:
+        """`changed`: where it puts its name whenever something about it changes."""
         self.name = machine.name
+        self._changed = changed
         self.gpus: dict[str, Gpu] = {gpu.uuid: gpu for gpu in machine.gpus}
         self.slots: tuple[Slot, ...] = ()
         self.modes: tuple[WantedMode, ...] = ()
@@ -104,15 +109,49 @@ class Node:
             )
         return self._facts
 
+    def of_gpu(self, uuid: str) -> NodeFacts:
+        """The node as if it had this one GPU: in whose hands its slices are does not depend on the others."""
+        return NodeFacts(
+            self.name,
+            self._generation,
+            (self.gpus[uuid],),
+            tuple([slot for slot in self.slots if slot.gpu == uuid]),
+            tuple([report for report in self.observed.values() if report.gpu == uuid]),
+            ready=not self.lost,
+            agent_until=self._agent_until,
+            modes=self.modes,
+        )
+
+    def look(self, uuid: str, bills: Iterable[Bill]) -> Hashable:
+        """All of a GPU that the states of its slices depend on, but for what it and its devices are called: which of
+        them are the same matters, so each is a number."""
+        gpu, numbers = self.gpus[uuid], count()
+        known: dict[str, int] = defaultdict(lambda: next(numbers))
+        wanted = [(known[one.device], one.profile, one.start, one.holder.kind) for one in self.slots if one.gpu == uuid]
+        reports = [
+            (known[one.device], one.profile, one.start, one.holder.kind, one.state)
+            for one in self.observed.values()
+            if one.gpu == uuid
+        ]
+        billed = [(known[one.device], one.mask) for one in bills]
+        modes = [one.mode for one in self.modes if one.gpu == uuid]
+        own = (gpu.model, gpu.mode, gpu.convertible, gpu.healthy, gpu.fenced_mask, self.lost)
+        return own, tuple(wanted), tuple(reports), tuple(billed), tuple(modes)
+
     def changed(self) -> None:
         """Something about it is no longer as it was."""
         self._facts = None
+        self._changed.add(self.name)
 
-    def promise(self, action: SetSlots) -> None:
-        """Other devices should exist, and GPUs be in other modes."""
+    def promise(self, action: SetSlots) -> set[str]:
+        """Other devices should exist, and GPUs be in other modes; the UUIDs of the GPUs of which that is true."""
+        former, wanted = ({slot.device: slot.gpu for slot in slots} for slots in (self.slots, action.slots))
+        others = {gpu for _, gpu in former.items() ^ wanted.items()}
+        others |= {one.gpu for one in {*self.modes} ^ {*action.modes}}
         self.slots, self.modes, self._conversions = action.slots, action.modes, action.conversions
         self._generation += 1
         self.changed()
+        return others
 
     def update(self, uuid: str, **fields: object) -> None:
         """A GPU is not what it was."""
@@ -150,10 +189,15 @@ class Cluster:
     def __init__(self, description: Description, later: Later) -> None:
         self.now = LONG_AGO
         self.leases: dict[str, LeaseFacts] = {}
-        self.nodes = {machine.name: Node(machine) for machine in machines(description)}
-        self.bills: dict[str, list[Bill]] = defaultdict(list)
-        self.touched: set[str] = set(self.nodes)
-        """Names of the nodes whose slices may be in other hands than when somebody looked last."""
+        self._changed: set[str] = set()
+        """Names of the nodes whose facts are not those of the last snapshot."""
+        self.nodes = {machine.name: Node(machine, self._changed) for machine in machines(description)}
+        self._nodes_facts = {name: node.facts for name, node in self.nodes.items()}
+        self._bills: dict[str, list[Bill]] = defaultdict(list)
+        """By UUID of the GPU."""
+        self._states: dict[Hashable, Mapping[SliceState, int]] = {}
+        self.touched: set[Place] = {(name, gpu) for name, node in self.nodes.items() for gpu in node.gpus}
+        """GPUs whose slices may be in other hands than when somebody looked last."""
         self.tenants = tuple(
             TenantFacts(one.name, f"tenant-{one.name}", 1, LONG_AGO, one.spec, GpuTenantStatus())
             for one in description.tenants
@@ -173,10 +217,13 @@ class Cluster:
 
     def snapshot(self) -> Snapshot:
         """What the operator gathers."""
+        for name in self._changed:
+            self._nodes_facts[name] = self.nodes[name].facts
+        self._changed.clear()
         return Snapshot(
             leases=tuple(self.leases.values()),
             pools=self._pools,
-            nodes=tuple([node.facts for node in self.nodes.values()]),
+            nodes=tuple(self._nodes_facts.values()),
             books=self._books,
             miners=tuple(self._miners.values()),
             tenants=self.tenants,
@@ -193,21 +240,27 @@ class Cluster:
         self.leases[uid] = LeaseFacts(key, uid, 1, self.now, request.spec, GpuLeaseStatus())
         return uid
 
-    def states_of(self, name: str) -> Mapping[SliceState, int]:
-        """In whose hands the slices of a node are."""
-        bills: Bills = self.bills
-        return slice_states(self.nodes[name].facts, bills, self.now)
+    def states_of(self, place: Place) -> Mapping[SliceState, int]:
+        """In whose hands the slices of a GPU are: found out once for all GPUs that look the same."""
+        name, uuid = place
+        node, bills = self.nodes[name], self._bills.get(uuid, ())
+        look = node.look(uuid, bills)
+        if look not in self._states:
+            self._states[look] = slice_states(node.of_gpu(uuid), {name: bills}, self.now)
+        return self._states[look]
 
     # --- what a plan says ---------------------------------------------------------------------------------------------
 
     def carry_out(self, plan: Plan) -> None:
         """Do all of it."""
-        outlooks = {one.lease.uid: one for one in plan.leases if one.admitted_now}
+        outlooks = {one.lease.uid: one for one in plan.moving if one.admitted_now}
         for action in plan.actions:
             self._do(action, outlooks)
-        for one in plan.leases:
+        for one in plan.moving:
             if _tells(one) and one.lease.uid in self.leases:
                 self._tell(one)
+        if any([*one.commitments] != one.tenant.status.commitments for one in plan.tenants):
+            self.tenants = tuple([replace(one.tenant, status=tenant_status(one, self.now)) for one in plan.tenants])
 
     def _do(self, action: Action, outlooks: Mapping[str, Outlook]) -> None:
         match action:
@@ -250,8 +303,8 @@ class Cluster:
         record = RecordFacts(lease.key.namespace, action.name, action.spec)
         self._change(lease.uid, records=(*lease.records, record))
         for device in action.spec.devices:
-            self.bills[device.node].append(Bill(device.device, device.gpu, billed_mask(action.spec, device)))
-            self.touched.add(device.node)
+            self._bills[device.gpu].append(Bill(device.device, device.gpu, billed_mask(action.spec, device)))
+            self.touched.add((device.node, device.gpu))
 
     def _close(self, action: CloseRecord) -> None:
         end = {"billable_to": action.billable_to, "seconds": action.seconds, "reason": action.reason}
@@ -259,13 +312,9 @@ class Cluster:
         lease = self.leases[action.uid]
         self._change(lease.uid, records=(*lease.records[:-1], replace(action.record, spec=closed)))
         self._past.note(closed)
-        for node in {device.node for device in closed.devices}:
-            self._unbill(node, closed)
-
-    def _unbill(self, node: str, closed: UsageRecordSpec) -> None:
-        gone = {device.device for device in closed.devices if device.node == node}
-        self.bills[node] = [bill for bill in self.bills[node] if bill.device not in gone]
-        self.touched.add(node)
+        for device in closed.devices:
+            self._bills[device.gpu] = [bill for bill in self._bills[device.gpu] if bill.device != device.device]
+            self.touched.add((device.node, device.gpu))
 
     def _start_miner(self, action: StartMiner) -> None:
         name = miner_name(action.node, action.device)
@@ -285,8 +334,7 @@ class Cluster:
     # --- the agents' side ---------------------------------------------------------------------------------------------
 
     def _set_slots(self, node: Node, action: SetSlots) -> None:
-        node.promise(action)
-        self.touched.add(node.name)
+        self._touch(node, node.promise(action))
         if not node.lost:
             self._follow(node)
 
@@ -310,13 +358,14 @@ class Cluster:
         """The agent resets a GPU for another mode; nothing is planned on it meanwhile."""
         node.resets.add(uuid)
         node.update(uuid, fenced=list(range(MEMORY_SLICES)))
+        self._touch(node, (uuid,))
 
         def converted() -> bool:
             node.resets.discard(uuid)
             gpu = node.gpus[uuid]
             asked = next((one.mode for one in node.modes if one.gpu == uuid), gpu.declared)
             node.update(uuid, fenced=[], mode=gpu.mode if node.lost or asked is None else asked)
-            self.touched.add(node.name)
+            self._touch(node, (uuid,))
             return True
 
         self._later(timedelta(seconds=self._hand_over.convert), converted)
@@ -330,24 +379,26 @@ class Cluster:
                 continue
             if not node.gpus[report.gpu].healthy:
                 node.observed[device] = report.model_copy(update={"state": SlotState.FAILED})
+                self._touch(node, (report.gpu,))
                 continue
             node.observed[device] = report.model_copy(update={"state": SlotState.READY, "ready_at": self.now})
             complete = complete or report.holder.kind is HolderKind.GPU_LEASE
+            self._touch(node, (report.gpu,))
         node.changed()
-        self.touched.add(node.name)
         return complete
 
     def lose(self, name: str) -> None:
         """A node is lost."""
-        self.nodes[name].lose(self.now)
-        self.touched.add(name)
+        node = self.nodes[name]
+        node.lose(self.now)
+        self._touch(node, node.gpus)
 
     def recover(self, name: str) -> None:
         """A node that was lost is back."""
         node = self.nodes[name]
         node.recover()
         self._follow(node)
-        self.touched.add(name)
+        self._touch(node, node.gpus)
 
     def break_gpu(self, name: str, uuid: str) -> None:
         """A GPU has a fault: what is on it has failed."""
@@ -367,7 +418,10 @@ class Cluster:
 
     def _set_health(self, node: Node, uuid: str, *, healthy: bool, message: str) -> None:
         node.update(uuid, healthy=healthy, message=message)
-        self.touched.add(node.name)
+        self._touch(node, (uuid,))
+
+    def _touch(self, node: Node, gpus: Iterable[str]) -> None:
+        self.touched.update((node.name, gpu) for gpu in gpus)
 
 
 def _pools(description: Description) -> Iterable[PoolFacts]:

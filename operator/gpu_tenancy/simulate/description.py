@@ -6,13 +6,14 @@ out has a default, the times of hand-overs as they were measured.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from gpu_tenancy.api.base import Currency, DecimalString, Duration, Quantity, parse_duration
@@ -22,6 +23,7 @@ from gpu_tenancy.api.pricebook import PriceBookSpec
 from gpu_tenancy.api.tenant import GpuTenantSpec, Quota
 from gpu_tenancy.core.amounts import Amount, cpu_milli, memory_bytes
 from gpu_tenancy.core.snapshot import ConversionRules, SpotLimits, TenantDefaults
+from gpu_tenancy.mig.profiles import of_model
 
 MODEL: Final = "A100-SXM4-80GB"
 NAMED: Final = 5
@@ -61,6 +63,21 @@ class NodeGroup(Part):
     """Pod slots."""
     labels: dict[str, str] = {}
     """Labels of the nodes."""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        if self.mig > self.gpus:
+            raise ValueError(f"{self.mig} GPUs in MIG mode are more than the node has; write mig: {self.gpus} or less")
+        if self.mig and not of_model(self.model):
+            raise ValueError(
+                f"the MIG profiles of a {self.model} are not known; write mig: 0, or a model such as {MODEL}"
+            )
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Of its nodes."""
+        return [self.name] if self.count == 1 else [f"{self.name}-{number}" for number in range(self.count)]
 
 
 class PoolPart(Part):
@@ -191,6 +208,19 @@ class Description(Part):
     policies: Policies = Policies()
     """How it is run."""
 
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        named = {
+            "node": (name for group in self.nodes for name in group.names),
+            "pool": (f"{one.namespace}/{one.name}" for one in self.pools),
+            "tenant": (one.name for one in self.tenants),
+            "price book": (one.name for one in self.price_books),
+        }
+        for what, names in named.items():
+            if twice := [name for name, times in Counter(names).items() if times > 1]:
+                raise ValueError(f"{what} {twice[0]} is there twice; give each {what} a name of its own")
+        return self
+
     @classmethod
     def load(cls, path: Path, changes: Iterable[str] = ()) -> Self:
         """A description from a file. `changes`: `name=value`, each over what the file says; the name is that of a
@@ -213,9 +243,13 @@ class Description(Part):
 
 def in_words(error: ValidationError) -> str:
     """What is wrong with a file, as clauses that name the fields."""
-    found = [f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in error.errors()]
+    found = [_in_words(one["loc"], one["msg"].removeprefix("Value error, ")) for one in error.errors()]
     more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return "; ".join(found[:NAMED]) + more
+
+
+def _in_words(where: tuple[int | str, ...], what: str) -> str:
+    return f"{'.'.join(map(str, where))}: {what}" if where else what
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -236,12 +270,15 @@ def _change(values: dict[str, Any], change: str) -> None:
     section = values.setdefault(_key(values, part or "policies"), {})
     if not isinstance(section, dict):
         raise ValueError(f'"{change}": {part} is a list; change it in the description')  # noqa: TRY004
-    section[_key(section, field)] = yaml.safe_load(value)
+    try:
+        section[_key(section, field)] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f'"{change}": the value is not YAML') from error
 
 
 def _key(values: Mapping[str, Any], name: str) -> str:
     """The name as the file has it, in whichever of the two spellings."""
-    return to_camel(name) if to_camel(name) in values or name not in values else name
+    return next((key for key in values if to_camel(str(key)) == to_camel(name)), to_camel(name))
 
 
 # --- what it comes to -------------------------------------------------------------------------------------------------
@@ -269,8 +306,7 @@ def machines(description: Description) -> Iterator[Machine]:
     """Every node of a description, in its order."""
     for group in description.nodes:
         allocatable = (cpu_milli(group.cpu), memory_bytes(group.memory), group.pods)
-        for number in range(group.count):
-            name = group.name if group.count == 1 else f"{group.name}-{number}"
+        for name in group.names:
             gpus = tuple(_gpu(group, name, index) for index in range(group.gpus))
             yield Machine(name=name, gpus=gpus, labels=group.labels, allocatable=allocatable)
 

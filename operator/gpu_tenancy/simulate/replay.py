@@ -79,6 +79,11 @@ class Replay:
 
     def run(self, until: datetime | None = None, tell: Callable[[float], None] = lambda _: None) -> None:
         """Live through the trace, to its end or to an instant."""
+        if self._trace.requests:
+            self._live(until, tell)
+        tell(1.0)
+
+    def _live(self, until: datetime | None, tell: Callable[[float], None]) -> None:
         for series in self._chances:
             self._expect(series)
         self._turns()
@@ -94,7 +99,6 @@ class Replay:
         if until is not None:
             self._pass_to(until)
         self._stop()
-        tell(1.0)
 
     # --- the clock ----------------------------------------------------------------------------------------------------
 
@@ -112,8 +116,8 @@ class Replay:
         return min(times, default=None)
 
     def _pass_to(self, instant: datetime) -> None:
-        for name in self.cluster.touched:
-            self.tally.has(name, self.cluster.states_of(name))
+        for place in self.cluster.touched:
+            self.tally.has(place, self.cluster.states_of(place))
         self.cluster.touched.clear()
         self.tally.advance(instant, self._room)
         self._now = self.cluster.now = max(instant, self._now)

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS: Final = dict(zip(STATES, ("#2b6cb0", "#c7a008", "#9f7aea", "#cbd5e0", "#c53030", "#000000"), strict=True))
+FAINT: Final = "#d5dae1"
 DAY: Final = 86_400
+WAITS: Final = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 36_000: "10 h", 864_000: "10 d"}
+"""Marks of an axis of waiting times, by seconds."""
 MOST_BARS: Final = 20
 """Tenants that a plot shows: those that leased most."""
 STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #1a202c }
+html { color-scheme: light; background: #fff }
 h2 { margin: 2.2rem 0 .4rem; font-size: 1.15rem } p { margin: .2rem 0 .6rem } svg { width: 100%; height: auto }
 pre { font: 12px/1.3 ui-monospace, monospace; overflow-x: auto }
 """
@@ -67,10 +71,18 @@ def _plots(against: Result | None) -> Sequence[tuple[str, str, Draw]]:
     return (
         ("GPUs by state", "Mean of each stretch of time; a slice counts by its part of the GPU's memory.", _states),
         ("Leases that wait", f"Mean of each stretch of time.{other}", _waiting),
-        ("Waiting times by tier", f"Seconds until all devices were ready: p50, p95, p99.{other}", _tiers),
-        ("Waiting times by tenant", f"The same of those that leased most.{other}", _tenants),
-        ("Room", f"Devices of each profile that would fit if only it were asked for, miners aside.{other}", _room),
-        ("Largest pod", f"Most whole GPUs that are free on one node.{other}", _widest),
+        (
+            "Waiting times by tier",
+            f"Until all devices were ready; 50, 95 and 99 of 100 leases waited no longer. Logarithmic.{other}",
+            _tiers,
+        ),
+        ("Waiting times by tenant", f"The same of the tenants that leased most.{other}", _tenants),
+        (
+            "Room",
+            f"Devices of each profile that would fit if it alone were asked for; what mines is in nobody's way.{other}",
+            _room,
+        ),
+        ("Largest pod", f"Most whole GPUs that no lease has on one node.{other}", _widest),
         ("Pre-emptions and faults", f"Times that leases lost their devices, by tier.{other}", _losses),
         ("Money", "What leases were billed by tier, and what mining brought in.", _money),
     )
@@ -85,10 +97,12 @@ def _plot(draw: Draw, result: Result, against: Result | None) -> str:
         figure = Figure(figsize=(10, 3), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", linewidth=0.4, color=FAINT)
+        axes.set_axisbelow(True)
         draw(axes, result, against)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = out.getvalue()
     return text[text.index("<svg") :]
 
@@ -106,8 +120,15 @@ def _states(axes: Axes, result: Result, _: Result | None) -> None:
         values = [[one.gpus.get(state, 0.0) for one in result.series] for state in shown]
         colours = [COLOURS[state] for state in shown]
         axes.stackplot(_days(result), values, labels=shown, colors=colours, step="post")
-    axes.set_xlabel("days")
+    _over_time(axes, result)
     axes.set_ylabel("GPUs")
+
+
+def _over_time(axes: Axes, *results: Result | None) -> None:
+    longest = max((one.seconds for one in results if one), default=0.0)
+    axes.set_xlabel("days")
+    axes.set_xlim(0, longest / DAY or 1)
+    axes.set_ylim(bottom=0)
 
 
 def _lines(
@@ -119,21 +140,23 @@ def _lines(
         axes.set_prop_cycle(None)
         for name, series in values(one).items():
             axes.step(_days(one), series, dashes, where="post", linewidth=1, label=name if one is result else None)
-    axes.set_xlabel("days")
-    axes.set_ylim(bottom=0)
+    _over_time(axes, result, against)
 
 
 def _waiting(axes: Axes, result: Result, against: Result | None) -> None:
-    _lines(axes, result, against, lambda one: {"leases": [point.waiting for point in one.series]})
+    _lines(axes, result, against, lambda one: {"": [point.waiting for point in one.series]})
+    axes.set_ylabel("leases")
 
 
 def _room(axes: Axes, result: Result, against: Result | None) -> None:
     profiles = sorted({profile for point in result.series for profile in point.fits})
     _lines(axes, result, against, lambda one: {p: [point.fits.get(p, 0) for point in one.series] for p in profiles})
+    axes.set_ylabel("devices")
 
 
 def _widest(axes: Axes, result: Result, against: Result | None) -> None:
-    _lines(axes, result, against, lambda one: {"whole GPUs": [point.widest for point in one.series]})
+    _lines(axes, result, against, lambda one: {"": [point.widest for point in one.series]})
+    axes.set_ylabel("GPUs")
 
 
 # --- by group ---------------------------------------------------------------------------------------------------------
@@ -156,8 +179,13 @@ def _wait_bars(axes: Axes, names: Sequence[str], groups: dict[str, Group], other
         return {share: [getattr(one, share) if one else 0.0 for one in waits] for share in ("p50", "p95", "p99")}
 
     _bars(axes, names, values(groups), values(others) if others else {})
-    axes.set_yscale("symlog")
-    axes.set_ylabel("seconds")
+    most = max((group.waits.p99 for group in (*groups.values(), *others.values())), default=0.0)
+    marks = [seconds for seconds in WAITS if seconds <= 10 * most] or [1]
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, max(1.0, most) * 1.5)
+    axes.set_yticks([0, *marks], ["0", *(WAITS[seconds] for seconds in marks)])
+    axes.minorticks_off()
+    axes.set_ylabel("waited")
 
 
 def _tiers(axes: Axes, result: Result, against: Result | None) -> None:
@@ -178,18 +206,18 @@ def _losses(axes: Axes, result: Result, against: Result | None) -> None:
         }
 
     _bars(axes, list(result.tiers), values(result), values(against) if against else {})
+    axes.locator_params(axis="y", integer=True)
+    axes.set_ylabel("times")
 
 
 def _money(axes: Axes, result: Result, against: Result | None) -> None:
-    def of(one: Result) -> dict[str, float]:
-        billed = {
-            f"{tier}, {currency}": float(amount)
-            for tier, group in one.tiers.items()
-            for currency, amount in group.money.items()
-        }
-        return billed | {f"mining, {currency}": float(amount) for currency, amount in one.mined.items()}
+    """Bars by currency, for what is of two cannot be compared."""
+    currencies = sorted({currency for one in (result, against) if one for currency in (*one.all.money, *one.mined)})
 
-    mine, theirs = of(result), of(against) if against else {}
-    names = sorted({*mine, *theirs})
-    others = {"": [theirs.get(name, 0.0) for name in names]} if against else {}
-    _bars(axes, names, {"": [mine.get(name, 0.0) for name in names]}, others)
+    def values(one: Result) -> dict[str, list[float]]:
+        billed = [one.tiers[tier].money if tier in one.tiers else {} for tier in result.tiers]
+        return {currency: [float(found.get(currency, 0)) for found in (*billed, one.mined)] for currency in currencies}
+
+    _bars(axes, [*result.tiers, "mining"], values(result), values(against) if against else {})
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_ylabel(" or ".join(currencies) or "money")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,38 +46,61 @@ class Order:
 
 def run(order: Order, console: Console, progress: Console) -> Result:
     """Simulate, print and write. Raises ValueError with a sentence where something cannot be read."""
-    rates = (f"faults.{one}" for one in order.faults if one != "none")
-    description = Description.load(order.description, (*order.policy, *rates))
-    if "none" in order.faults:
-        description = description.faultless()
+    _check_outputs(order)
+    description = _description(order)
     mapped = Mapped.load(order.mapping) if order.mapping else None
     against = Result.load(order.against) if order.against else None
-    if order.html is not None:
-        report.check()
     trace = read(order.trace, mapped)
     replay = _replay(order, description, trace, progress)
     title = f"{order.description.stem} · {order.trace.stem}"
     result = result_of(replay, description, trace, title, order.seed)
-    for table in tables(result, against):
-        console.print(table)
-    for sentence in complaints(result):
-        console.print(sentence, markup=False, highlight=False)
     if order.json is not None:
         order.json.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
     if order.html is not None:
         order.html.write_text(report.html(result, against))
+    for table in tables(result, against):
+        console.print(table)
+    for sentence in complaints(result):
+        console.print(sentence, markup=False, highlight=False)
     return result
 
 
+def _check_outputs(order: Order) -> None:
+    """Before anything is simulated: that may take minutes."""
+    for path in (order.json, order.html):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    if order.html is not None:
+        report.check()
+
+
+def _description(order: Order) -> Description:
+    rates = (f"faults.{one}" for one in order.faults if one != "none")
+    description = Description.load(order.description, (*order.policy, *rates))
+    return description.faultless() if "none" in order.faults else description
+
+
 def _replay(order: Order, description: Description, trace: Trace, console: Console) -> Replay:
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
     replay = Replay(description, trace, order.seed)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>5.1f} %"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+    with rarely_collected(), bar:
         task = bar.add_task(f"{len(trace.requests):,} leases", total=1.0)
         replay.run(_until(order.until, trace), lambda share: bar.update(task, completed=share))
     return replay
+
+
+@contextmanager
+def rarely_collected() -> Iterator[None]:
+    """Python's cyclic garbage collector runs less often, and not over what is there already."""
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _until(text: str | None, trace: Trace) -> datetime | None:

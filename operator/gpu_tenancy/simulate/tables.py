@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from rich.table import Table
 
@@ -12,8 +13,23 @@ from gpu_tenancy.simulate.result import STATES, Group, Result
 SHOWN = 20
 """Rows of a trace, and tenants, that are shown; all are in the JSON."""
 
-Row = tuple[str, str]
-"""Name and value."""
+UNITS: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+class Row(NamedTuple):
+    """A row of a table with one run or two."""
+
+    name: str
+    text: str
+    value: float | None = None
+    """What the text says, to be compared with the other run; None: there is no telling."""
+    is_time: bool = False
+
+
+def span(seconds: float) -> str:
+    """A length of time in the largest unit of which it is more than two."""
+    unit, length = next(((unit, length) for unit, length in UNITS if abs(seconds) > 2 * length), UNITS[-1])
+    return f"{seconds / length:,.1f} {unit}"
 
 
 def tables(result: Result, against: Result | None = None) -> Iterator[Table]:
@@ -41,41 +57,36 @@ def _table(title: str, rows: Callable[[Result], Sequence[Row]], result: Result, 
     table = Table(title=title, title_justify="left")
     for name in ("", "this run", *(("the other", "difference") if against else ())):
         table.add_column(name, justify="left" if not name else "right")
-    others = dict(rows(against)) if against else {}
-    for name, value in rows(result):
-        cells = (others.get(name, "–"), _difference(value, others.get(name))) if against else ()
-        table.add_row(name, value, *cells)
+    others = {row.name: row for row in rows(against)} if against else {}
+    for row in rows(result):
+        other = others.get(row.name)
+        cells = (other.text if other else "–", _difference(row, other)) if against else ()
+        table.add_row(row.name, row.text, *cells)
     return table
 
 
-def _difference(value: str, other: str | None) -> str:
-    """Of two numbers; the unit behind them is the same."""
-    try:
-        mine, theirs = (float(text.split()[0].replace(",", "")) for text in (value, other or ""))
-    except (ValueError, IndexError):
+def _difference(row: Row, other: Row | None) -> str:
+    if other is None or row.value is None or other.value is None:
         return ""
-    return f"{mine - theirs:+,.4g}" if mine != theirs else "="
+    more = row.value - other.value
+    if not more:
+        return "="
+    return f"{'+' if more > 0 else ''}{span(more)}" if row.is_time else f"{more:+,.4g}"
 
 
 def _whole(result: Result) -> list[Row]:
-    hours = result.seconds / 3600
-    idle = result.idle_mined_pct
     return [
-        ("simulated", f"{hours:,.1f} h"),
-        ("GPUs", f"{result.gpus:,}"),
+        _time("simulated", result.seconds),
+        _number("GPUs", result.gpus),
         *_group_rows(result.all),
-        *(
-            (f"{state} slices", f"{result.shares.get(state, 0.0):.3f} %")
-            for state in STATES
-            if result.shares.get(state)
-        ),
-        ("idle slices that mined", "–" if idle is None else f"{idle:.3f} %"),
-        *((f"mined {currency}", f"{float(amount):,.2f}") for currency, amount in result.mined.items()),
-        ("Jain index of shares", f"{result.jain:.4f}"),
-        ("Jain index of demand met", f"{result.jain_of_demand:.4f}"),
-        ("faults", f"{result.faults:,}"),
-        ("every slice in one hand", "yes" if result.conservation.holds else "NO"),
-        ("rows not read", f"{len(result.unread):,}"),
+        *(_percent(f"{state} slices", result.shares[state]) for state in STATES if result.shares.get(state)),
+        _percent("idle slices that mined", result.idle_mined_pct),
+        *(_amount(f"mined {currency}", amount) for currency, amount in result.mined.items()),
+        Row("Jain index of shares", f"{result.jain:.4f}", result.jain),
+        Row("Jain index of demand met", f"{result.jain_of_demand:.4f}", result.jain_of_demand),
+        _number("faults", result.faults),
+        Row("every slice in one hand", "yes" if result.conservation.holds else "NO"),
+        _number("rows not read", len(result.unread)),
     ]
 
 
@@ -84,19 +95,35 @@ def _group_rows(group: Group | None) -> list[Row]:
         return []
     waits = group.waits
     return [
-        ("leases asked for", f"{group.asked:,}"),
-        ("started", f"{group.started:,}"),
-        ("refused", f"{group.refused:,}"),
-        ("still waiting", f"{group.waiting:,}"),
-        ("wait p50", f"{waits.p50:,.1f} s"),
-        ("wait p95", f"{waits.p95:,.1f} s"),
-        ("wait p99", f"{waits.p99:,.1f} s"),
-        ("wait max", f"{waits.max:,.1f} s"),
-        ("pre-empted", f"{group.preempted:,}"),
-        ("lost to faults", f"{group.lost:,}"),
-        ("GPU-hours leased", f"{group.gpu_hours:,.1f}"),
-        *((f"billed {currency}", f"{float(amount):,.2f}") for currency, amount in group.money.items()),
+        _number("leases asked for", group.asked),
+        _number("started", group.started),
+        _number("refused", group.refused),
+        _number("still waiting", group.waiting),
+        _time("wait p50", waits.p50),
+        _time("wait p95", waits.p95),
+        _time("wait p99", waits.p99),
+        _time("wait max", waits.max),
+        _number("pre-empted", group.preempted),
+        _number("lost to faults", group.lost),
+        Row("GPU-hours leased", f"{group.gpu_hours:,.1f}", group.gpu_hours),
+        *(_amount(f"billed {currency}", amount) for currency, amount in group.money.items()),
     ]
+
+
+def _number(name: str, value: int) -> Row:
+    return Row(name, f"{value:,}", value)
+
+
+def _time(name: str, seconds: float) -> Row:
+    return Row(name, span(seconds), seconds, is_time=True)
+
+
+def _percent(name: str, value: float | None) -> Row:
+    return Row(name, "–" if value is None else f"{value:.3f} %", value)
+
+
+def _amount(name: str, amount: str) -> Row:
+    return Row(name, f"{float(amount):,.2f}", float(amount))
 
 
 def _groups(what: str, groups: Mapping[str, Group]) -> Table:
@@ -114,7 +141,7 @@ def _groups(what: str, groups: Mapping[str, Group]) -> Table:
 
 def _cells(group: Group) -> Iterator[str]:
     yield from (f"{number:,}" for number in (group.asked, group.started, group.refused))
-    yield from (f"{wait:,.1f} s" for wait in (group.waits.p50, group.waits.p95, group.waits.p99, group.waits.max))
+    yield from map(span, (group.waits.p50, group.waits.p95, group.waits.p99, group.waits.max))
     yield f"{group.preempted:,}"
     yield f"{group.gpu_hours:,.1f}"
     yield ", ".join(f"{float(amount):,.2f} {currency}" for currency, amount in group.money.items()) or "–"

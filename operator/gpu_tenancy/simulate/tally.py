@@ -72,7 +72,7 @@ class Tally:
         self.points: list[Point] = []
         self._slices: Counter[SliceState] = Counter()
         """Slices in each state now."""
-        self._of_node: dict[str, Mapping[SliceState, int]] = {}
+        self._of_gpu: dict[tuple[str, str], Mapping[SliceState, int]] = {}
         self._waiting = 0
         self._opened: dict[str, datetime] = {}
         """When each open segment was opened, by its contract."""
@@ -80,14 +80,16 @@ class Tally:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def advance(self, to: datetime, room: Callable[[], Room]) -> None:
-        """Time passes in which nothing changes."""
+        """Time passes in which nothing changes. `room`: what there is of it meanwhile."""
+        found: Room | None = None
         while self.now < to:
             index = (self.now - self.began) // self.width
             if index == MOST_POINTS:
                 self._halve()
                 continue
             while len(self.points) <= index:
-                self.points.append(Point(Counter(), 0, room()))
+                found = found or room()
+                self.points.append(Point(Counter(), 0, found))
             until = min(to, self.began + (index + 1) * self.width)
             self._count(self.points[index], (until - self.now) // MICROSECOND)
             self.now = until
@@ -103,15 +105,13 @@ class Tally:
         self.points = [Point(a.states + b.states, a.waiting + b.waiting, a.room) for a, b in pairs]
         self.width *= 2
 
-    def has(self, node: str, slices: Mapping[SliceState, int]) -> None:
-        """From now on the slices of a node are in these hands."""
-        former = self._of_node.get(node)
-        if former is slices:
-            return
-        self._slices.update(slices)
-        if former is not None:
-            self._slices.subtract(former)
-        self._of_node[node] = slices
+    def has(self, place: tuple[str, str], slices: Mapping[SliceState, int]) -> None:
+        """From now on the slices of a GPU are in these hands. `place`: its node's name and its UUID."""
+        for state, number in self._of_gpu.get(place, {}).items():
+            self._slices[state] -= number
+        for state, number in slices.items():
+            self._slices[state] += number
+        self._of_gpu[place] = slices
 
     # --- leases -------------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from gpu_tenancy.api.base import PROFILES, parse_duration
 from gpu_tenancy.api.lease import GpuLeaseSpec, GpusSpec, Term, Tier
@@ -27,9 +27,12 @@ HEADER: Final = (
     "name", "namespace", "submitted", "duration", "gpus", "profile", "pods", "tier", "model", "notice",
 )  # fmt: skip
 """Columns of a trace: submitted, duration and gpus are needed."""
+ENDED: Final = "ended"
+"""The column that a mapping may name instead of `duration`: a time."""
 NEEDED: Final = ("submitted", "gpus")
 LONGEST: Final = 10 * 365 * 86_400
 """Seconds of a term; what is longer is no duration but a mistake."""
+T = TypeVar("T")
 Unit = Literal["s", "ms", "min", "h", "time", "duration"]
 SECONDS: Final[Mapping[str, float]] = {"s": 1.0, "ms": 0.001, "min": 60.0, "h": 3600.0}
 
@@ -43,6 +46,13 @@ class Fractions(Part):
     """The number that stands for a whole GPU."""
     profiles: list[str] = Field(min_length=1)
     """Profiles from the smallest up: a part becomes the first that has as many sevenths, or a whole GPU."""
+
+    @field_validator("profiles")
+    @classmethod
+    def _are_known(cls, profiles: list[str]) -> list[str]:
+        if unknown := [one for one in profiles if one not in PROFILES]:
+            raise ValueError(_unknown_profile(unknown[0]))
+        return profiles
 
 
 class Mapped(Part):
@@ -65,6 +75,13 @@ class Mapped(Part):
     """A row of more GPUs is a gang of equal pods of at most so many, where no column says how many pods."""
     fractions: Fractions | None = None
     """Parts of a GPU."""
+
+    @field_validator("columns", "constants", "values")
+    @classmethod
+    def _are_columns(cls, named: dict[str, T]) -> dict[str, T]:
+        if unknown := [name for name in named if name not in (*HEADER, ENDED)]:
+            raise ValueError(f'a trace has no column "{unknown[0]}"; it has {", ".join((*HEADER, ENDED))}')
+        return named
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -207,8 +224,8 @@ class _Reader:
 
     def _duration(self, fields: Mapping[str, str], submitted: datetime) -> int | None:
         """Whole seconds; None where the lease runs until it is deleted, which is to the end of the simulation."""
-        if "ended" in fields:
-            seconds = (self._time(fields, "ended") - submitted).total_seconds()
+        if ENDED in fields:
+            seconds = (self._time(fields, ENDED) - submitted).total_seconds()
         elif (text := fields.get("duration")) is None:
             return None
         elif (unit := self._mapped.units.get("duration", "s")) == "duration" or not _is_number(text):
@@ -234,7 +251,7 @@ class _Reader:
             raise _RowError("it asks for no GPU")
         profile = fields.get("profile") or self._part(fields, asked)
         if profile not in PROFILES:
-            raise _RowError(f'profile "{profile}" is not known; there are {", ".join(PROFILES)}')
+            raise _RowError(_unknown_profile(profile))
         if "pods" in fields:
             return profile, asked, _whole("pods", fields["pods"])
         if profile != FULL:
@@ -250,6 +267,10 @@ class _Reader:
         share = _number(parts.column, fields["part"]) / parts.whole
         fitting = (one for one in parts.profiles if share <= _sevenths(one) / 7)
         return next(fitting, FULL) if share < 1 else FULL
+
+
+def _unknown_profile(name: str) -> str:
+    return f'profile "{name}" is not known; there are {", ".join(PROFILES)}'
 
 
 def _lease_spec(profile: str, count: int, pods: int, fields: Mapping[str, str], duration: int | None) -> GpuLeaseSpec:

@@ -574,6 +574,23 @@ def test_the_facts_of_a_lease_are_the_same_object_until_one_of_them_changes() ->
     assert _the_lease(seen) is changed
 
 
+def test_what_a_plan_found_out_goes_with_the_facts_that_it_was_found_out_about() -> None:
+    seen = Seen()
+    seen.own(_lease(), _lease("other"), _gpu_node())
+    seen.show(resources.NODES, _node())
+    snapshot = seen.snapshot()
+    for lease in snapshot.leases:
+        lease.remember("rests")
+    (node,) = snapshot.nodes
+    node.answers["asked"] = "answered"
+    seen.own(_lease(version=2, spec={**WHOLE, "suspend": True}), event="MODIFIED")
+    seen.own(_lease("other"), event="DELETED")
+    seen.show(resources.NODES, _node() | {"spec": {"unschedulable": True}})
+    seen.snapshot()
+    assert [lease.rest for lease in snapshot.leases] == [None, None]
+    assert not node.answers
+
+
 def test_what_is_gone_is_not_remembered() -> None:
     seen = Seen()
     seen.own(_lease())
