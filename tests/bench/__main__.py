@@ -15,7 +15,20 @@ from typing import Final
 
 import click
 
-from tests.bench import admission, agent, burst, fill, handover, latency, planner, preemption, replay, startup
+from tests.bench import (
+    admission,
+    agent,
+    burst,
+    cycle,
+    fill,
+    handover,
+    latency,
+    planner,
+    preemption,
+    replay,
+    simulate,
+    startup,
+)
 from tests.bench.figures import Figure, NotMeasurable, show, write
 
 OUTPUT: Final = Path(__file__).parent.parent.parent / "build" / "bench.json"
@@ -27,6 +40,7 @@ REPLAY: Final = "philly_replay_leases"
 BENCHES: Final[dict[str, Bench]] = {
     "control_plane_ready_s": startup.run,
     "plan_decision_us": planner.run,
+    "cycle_incremental_ms": cycle.run,
     "lease_ready_s": latency.run,
     "burst_ratio": burst.run_raised,
     "burst_ratio_default_rates": burst.run_default,
@@ -38,6 +52,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "preempt_decisions_per_s": preemption.run,
     "openb_fill_pct": fill.run,
     "mig_gap_closed_pct": admission.run,
+    "simulate_philly_s": simulate.run,
     REPLAY: lambda _: replay.run(_trace()),
 }
 """Every bench by the name that `ONLY=` takes; one may yield several figures."""

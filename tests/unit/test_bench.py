@@ -75,7 +75,7 @@ def test_a_trace_that_there_is_not_is_refused_before_anything_is_measured(monkey
 def test_a_bench_that_there_is_not_is_refused_with_the_names_of_those_there_are() -> None:
     ran = CliRunner().invoke(bench.main, ["plan_increment_ms"])
     assert ran.exit_code != 0
-    assert "no bench plan_increment_ms; there are control_plane_ready_s, plan_decision_us, lease_ready_s" in ran.output
+    assert "no bench plan_increment_ms; there are control_plane_ready_s, plan_decision_us" in ran.output
 
 
 def test_a_replay_without_a_trace_says_what_it_needs_and_what_is_replayed_instead(
