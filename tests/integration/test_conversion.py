@@ -64,7 +64,7 @@ async def test_a_gpu_becomes_mig_for_a_lease_of_slices_and_whole_again_once_nobo
     ready = await world.ready("slice")
     await _modes(world, "Whole", "MIG")
     [hand_over] = ready["status"]["handOvers"]
-    assert hand_over["scrubbedBytes"] > 0
+    assert hand_over["record"]["scrubbedBytes"] > 0, hand_over
     await world.mining(2)
     spec = (await _node(world))["spec"]
     [wanted] = spec["modes"]
