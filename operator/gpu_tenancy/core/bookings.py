@@ -271,10 +271,12 @@ class Bookings:
         own = {key for key in self._begins if self._is_for(key, lease)}
         with self._world.without(own):
             placed = self._where_promised(lease, wants, left) or self._world.place(wants, left)
-        if placed is None and len(open_to := own | self._open_to(lease)) > len(own):
-            with self._world.without(open_to):
-                placed = self._world.place(wants, left)
-        return placed
+        if placed is not None or len(open_to := own | self._open_to(lease)) == len(own):
+            return placed
+        if self._world.is_full_without(open_to, wants):
+            return None
+        with self._world.without(open_to):
+            return self._world.place(wants, left)
 
     def for_lease(self, lease: LeaseFacts) -> AbstractContextManager[None]:
         """Within it, what is kept for a lease is free to be taken."""
@@ -383,10 +385,14 @@ class Bookings:
     def timetable(self) -> Timetable:
         """Who has what, and until when."""
         timetable = Timetable(self._world)
-        for stock in self._stocks.all:
+        for stock in self._stocks.moving:
             if stock.keeps:
                 for gpu, span in self._held(stock):
                     timetable.note(gpu, span)
+        for rest in self._stocks.resting:
+            rest.spans.extend(self._held(rest.stock) if not rest.spans else ())
+            for gpu, span in rest.spans:
+                timetable.note(gpu, span)
         for gpu, span in self._later:
             timetable.note(gpu, span)
         for lease, placed in self._placed:

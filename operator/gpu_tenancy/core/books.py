@@ -5,9 +5,9 @@ Leases are hard: what they take is gone. Miners are soft: they yield their GPU t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
 from gpu_tenancy.core.amounts import NOTHING, Amount, total
@@ -16,6 +16,9 @@ from gpu_tenancy.core.snapshot import NodeFacts
 from gpu_tenancy.mig.layout import ALL_SLICES, Placement, device_mask, filling
 from gpu_tenancy.mig.profiles import FULL
 
+T = TypeVar("T")
+MOST_ANSWERS: Final = 64
+"""Of a node on which nothing changes; they are found out anew after that."""
 WHOLE: Final = Placement(FULL, 0)
 """The one device of a GPU that is not in MIG mode."""
 
@@ -92,6 +95,16 @@ class Still:
     """How it is filed (core.placement)."""
     verdict: tuple[Hashable, bool] | None = None
     """Whether its slots stay as they are, and what decided about that (core.mining)."""
+    answers: dict[Hashable, Any] = field(default_factory=dict)
+    """What else was found out about the node as it is: what depends on nothing but its facts and its leases."""
+
+    def once(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What is found out about it, once for each key."""
+        if key not in self.answers:
+            if len(self.answers) >= MOST_ANSWERS:
+                self.answers.clear()
+            self.answers[key] = find()
+        return cast("T", self.answers[key])
 
 
 class NodeBook:
@@ -125,6 +138,11 @@ class NodeBook:
         plan was made with is then freed at once, and no work for the garbage collector."""
         self.answers: dict[Hashable, Any] = {}
         """What was found out about the node as it is: whoever changes it empties this."""
+
+    @property
+    def undisturbed(self) -> Still | None:
+        """What it was entered from, if nothing of it has changed and nothing is kept."""
+        return None if self.kept else self.still
 
     @property
     def available(self) -> Amount:

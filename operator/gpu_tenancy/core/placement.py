@@ -147,16 +147,23 @@ class World:
             self.lifted = frozenset()
             self._full = former
 
+    def is_full_without(self, keys: Collection[str], wants: Sequence[Want]) -> bool:
+        """All of the wants have been found to find no room even without the promises of these keys."""
+        return self._full_without.get(frozenset(keys), set()).issuperset(wants)
+
     def _change(self, places: Sequence[_Kept], change: Callable[[NodeBook, GpuBook, Promise], None]) -> None:
         """Change what is promised of GPUs; once the buckets are filled, they follow."""
-        filed = [(node, book) for node, book, _ in places if self._settled and not node.objection]
-        for node, book in filed:
-            self._unfile(node, (book,))
+        filed: dict[NodeBook, dict[GpuBook, None]] = {}
+        for node, book, _ in places:
+            if self._settled and not node.objection:
+                filed.setdefault(node, {})[book] = None
+        for node, books in filed.items():
+            self._unfile(node, books)
         for place in places:
             change(*place)
-        for node, book in filed:
+        for node, books in filed.items():
             node.answers.clear()
-            self._file(node, (book,))
+            self._file(node, books)
 
     def models(self, profile: str) -> list[str]:
         """Models present in the cluster that have the profile, in a fixed order."""

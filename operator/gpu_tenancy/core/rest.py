@@ -23,6 +23,7 @@ from gpu_tenancy.core.ordering import rank
 from gpu_tenancy.core.snapshot import LeaseFacts, Snapshot
 from gpu_tenancy.core.stock import Stock, time_left, unreachable
 from gpu_tenancy.core.tenancy import Holding, holding
+from gpu_tenancy.core.timetable import Span
 
 NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
@@ -47,6 +48,8 @@ class Rest(NamedTuple):
     since: datetime
     until: datetime
     """It holds from `since` on, and before this."""
+    spans: list[tuple[str, Span]]
+    """What it has of each GPU, by UUID, and until when; empty until somebody has asked (core.bookings)."""
     wake: datetime
     """When something happens to it next though nobody does anything; `NEVER`: never."""
 
@@ -190,7 +193,7 @@ def remember(stock: Stock, outlook: Outlook, now: datetime) -> None:
         until = wake if left is None else min(wake, now + left - shortest(lasts) + _TICK)
     lease = stock.lease
     known = lease.spec.tier, lease.key.namespace, billed(stock)
-    lease.remember(Rest(stock, outlook, node, answers, tuple(others), *known, lasts, now, until, wake))
+    lease.remember(Rest(stock, outlook, node, answers, tuple(others), *known, lasts, now, until, [], wake))
 
 
 _TICK: Final = timedelta(microseconds=1)

@@ -151,6 +151,12 @@ def possible_seats(node: NodeBook, want: Want, world: World) -> int:
 
 
 def _free_wholes(node: NodeBook, want: Want) -> int:
+    if (still := node.undisturbed) is not None:
+        return still.once(("free", want.model), lambda: _count_wholes(node, want))
+    return _count_wholes(node, want)
+
+
+def _count_wholes(node: NodeBook, want: Want) -> int:
     return sum(1 for book in node.gpus.values() if serves(book, want) and not book.taken and book.gpu.healthy)
 
 
@@ -160,10 +166,16 @@ def free_seats(node: NodeBook, want: Want) -> int:
         return 0
     if want.profile == FULL:
         seats = _free_wholes(node, want) // want.count
+    elif (still := node.undisturbed) is not None:
+        seats = still.once(("free", want.model, want.profile), lambda: _count_slices(node, want))
     else:
-        serving = [book for book in node.gpus.values() if serves(book, want) and book.gpu.healthy]
-        seats = sum(_slices_free(book, want, book.taken) for book in serving)
+        seats = _count_slices(node, want)
     return min(seats, node.available.times(want.needs.amount))
+
+
+def _count_slices(node: NodeBook, want: Want) -> int:
+    serving = [book for book in node.gpus.values() if serves(book, want) and book.gpu.healthy]
+    return sum(_slices_free(book, want, book.taken) for book in serving)
 
 
 def _slices_free(book: GpuBook, want: Want, occupied: int) -> int:

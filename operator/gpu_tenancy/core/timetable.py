@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from heapq import nsmallest
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -118,17 +119,33 @@ class Timetable:
 
         `ignored`: those who would make room if they were asked to.
         """
-        nodes = {node.facts.name: _Prospect(self, node, want, now, ignored) for node in self._hosts(want)}
-        chances = sorted(chance for prospect in nodes.values() for chance in prospect.chances())[: want.pods]
+        found = (chance for node in self._hosts(want) for chance in self._chances(node, want, now, ignored))
+        chances = nsmallest(want.pods, found)
         if len(chances) < want.pods:
             return None
         at = chances[-1].at
         seats: list[Seat] = []
         for name, count in sorted(Counter(chance.node for chance in chances).items()):
-            seats += nodes[name].seats(count, at)
+            seats += _Prospect(self, self._world.nodes[name], want, now, ignored).seats(count, at)
         obstacles = (span for seat in seats for span in self._in_the_way(seat, want, now))
         waits_for = {span.who for span in obstacles if span.who not in ignored}
         return Opening(at, seats, tuple(sorted(waits_for)))
+
+    def _chances(self, node: NodeBook, want: Want, now: datetime, ignored: Collection[str]) -> Iterable[_Chance]:
+        """What a node will offer. Where nothing has changed since it was asked last, and nobody is left out, that is
+        the same but for what is free already."""
+        still = node.undisturbed
+        if still is None or not node.facts.holders.isdisjoint(ignored):
+            return _Prospect(self, node, want, now, ignored).chances()
+
+        def find() -> list[_Chance]:
+            return [
+                chance._replace(at=ALWAYS) if chance.at <= now else chance
+                for chance in _Prospect(self, node, want, now, ignored).chances()
+            ]
+
+        known = still.once(("chances", want.profile, want.count, want.model, want.needs.amount), find)
+        return (chance._replace(at=now) if chance.at is ALWAYS else chance for chance in known)
 
     def _in_the_way(self, seat: Seat, want: Want, now: datetime) -> Iterator[Span]:
         for book in seat.gpus:
