@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpu_tenancy.api.lease import ConditionType, Reason
 from gpu_tenancy.core.actions import CreateClaimTemplate, CreateJob, SetSlots, StopMiner
@@ -332,3 +334,37 @@ def test_a_plan_on_a_world_at_rest_writes_nothing() -> None:
     facts = cluster.snapshot()
     assert not plan(facts, cluster.now).actions
     assert not plan(replace(facts, nodes=facts.nodes[::-1]), cluster.now).actions
+
+
+def test_without_a_model_large_gpus_are_not_used_up_where_small_ones_do() -> None:
+    cluster = Cluster()
+    for name, model in (("large", "A100-80GB-PCIe"), ("small", "A100-PCIE-40GB")):
+        node = cluster.add_node(name, 2, model=model)
+        node.gpus[:] = [gpu.model_copy(update={"memory_mib": 81920 if name == "large" else 40960}) for gpu in node.gpus]
+    lease = cluster.create("train", count=2)
+    cluster.run(5)
+    assert nodes_of(cluster, lease) == ["small"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), min_size=1, max_size=5),
+    st.integers(1, 4),
+)
+def test_a_node_is_broken_only_where_no_broken_one_has_room(sizes: list[tuple[int, int]], count: int) -> None:
+    cluster = Cluster()
+    cluster.add_pool()
+    for number, (gpus, taken) in enumerate(sizes):
+        cluster.add_node(f"n{number}", gpus)
+        if 0 < taken <= gpus:
+            cluster.create(f"on-{number}", count=taken)
+    cluster.run(6)
+    free = {
+        name: len(node.gpus) - sum(slot.holder.kind == "GpuLease" for slot in node.slots)
+        for name, node in cluster.nodes.items()
+    }
+    broken = {name for name, left in free.items() if left < len(cluster.nodes[name].gpus)}
+    lease = cluster.create("train", count=count)
+    cluster.run(4)
+    for name in nodes_of(cluster, lease):
+        fits_exactly = free[name] == count
+        assert name in broken or fits_exactly or all(free[other] < count for other in broken)

@@ -152,7 +152,8 @@ class GpusSpec(ApiModel):
     device per process."""
     model: str | None = Field(default=None, min_length=1, max_length=63)
     """GPU model by its NVML name without the vendor, with - for spaces: A100-SXM4-80GB, A100-80GB-PCIe. Absent: any
-    model that fits, the same for all pods; of several the one on which fewest miners stop."""
+    model that fits, the same for all pods; of several the one on which fewest miners stop, then the one with least
+    memory."""
 
 
 class PodResources(ApiModel):

@@ -77,8 +77,10 @@ class World:
         demand, where their node lets it."""
         ordered = sorted(nodes, key=lambda facts: facts.name)
         self.nodes = {facts.name: NodeBook(facts, facts.objection(now)) for facts in ordered}
-        self.all_models = sorted(frozenset[str]().union(*(facts.models for facts in ordered)))
-        """Models of the GPUs that are there, sorted."""
+        memory = {model: size for facts in ordered for model, size in facts.models.items()}
+        self.all_models = sorted(memory, key=lambda model: (memory[model], model))
+        """Models of the GPUs that are there, those with least memory first: what is asked for without a model does not
+        use up large GPUs where small ones do."""
         self._takes = takes
         self.converts = converts
         """GPUs that are convertible count for every profile where it is asked what could be."""
@@ -270,12 +272,12 @@ class World:
     def _whole_seats(self, want: Want) -> _Found | None:
         """The best seat for one pod of whole GPUs, and what it costs."""
         offers = [
-            (_whole_cost(state, want.count), state.total, state)
+            (_whole_cost(state, want.count), state.whole and state.total > want.count, state.total, state)
             for state, bucket in self._wholes.get(want.model, {}).items()
             if bucket and state.total >= want.count
         ]
         least: _Found | None = None
-        for cost, _, state in sorted(offers):
+        for cost, _, _, state in sorted(offers):
             if least is not None and least[0] <= cost:
                 break
             for node in self._wholes[want.model][state]:
@@ -463,6 +465,8 @@ class _NodeState(NamedTuple):
     idle: int
     mining: int
     draining: int
+    whole: bool
+    """No lease has any of its whole GPUs: it can serve one that needs all of them."""
 
     @property
     def total(self) -> int:
@@ -584,17 +588,19 @@ def _fits(node: NodeBook, want: Want) -> bool:
 
 
 def _node_state(node: NodeBook, model: str) -> _NodeState:
-    idle = mining = draining = 0
+    idle = mining = draining = taken = 0
     for book in node.gpus.values():
-        if book.mig or book.taken or not book.gpu.healthy or book.gpu.model != model:
+        if book.mig or not book.gpu.healthy or book.gpu.model != model:
             continue
-        if book.draining:
+        if book.taken:
+            taken += 1
+        elif book.draining:
             draining += 1
         elif book.mined:
             mining += 1
         else:
             idle += 1
-    return _NodeState(model, idle, mining, draining)
+    return _NodeState(model, idle, mining, draining, not taken)
 
 
 def _whole_cost(state: _NodeState, count: int) -> int:

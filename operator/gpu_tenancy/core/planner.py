@@ -243,7 +243,7 @@ def _no_room(lease: LeaseFacts, context: Context, survey: Survey) -> Refusal:
     if not wants:
         return Refusal(Reason.QUEUED, "")
     if lease.spec.topology is not None and (level := lease.spec.topology.required) is not None:
-        return Refusal(Reason.QUEUED, topology.no_room(wants[0], context.world, level))
+        return Refusal(Reason.QUEUED, topology.no_room(wants, context.world, level))
     found = survey.nearest(wants)
     want = found.want if found else wants[0]
     if want not in context.full:

@@ -91,9 +91,9 @@ class NodeFacts:
         return {gpu.uuid: gpu for gpu in self.gpus}
 
     @cached_property
-    def models(self) -> frozenset[str]:
-        """Models of its GPUs."""
-        return frozenset(gpu.model for gpu in self.gpus)
+    def models(self) -> Mapping[str, int]:
+        """Models of its GPUs, with their memory in MiB."""
+        return {gpu.model: gpu.memory_mib for gpu in self.gpus}
 
     @cached_property
     def has_convertible(self) -> bool:

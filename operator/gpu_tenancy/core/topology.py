@@ -51,7 +51,7 @@ def _upwards(topology: TopologySpec, levels: Sequence[str]) -> Iterator[str]:
 def _in_places(want: Want, world: World, level: str, *, all_of_them: bool = False) -> Iterator[Want]:
     """The want for each place that has room for all pods, the fullest first; else, if all of them are asked for, for
     the others too: spot leases may go there, or GPUs be converted."""
-    found = _count(world, level, lambda node: 0 if node.objection else room.free_seats(node, want))
+    found = _free(want, world, level)
     enough = sorted((seats, place) for place, seats in found.items() if seats >= want.pods)
     places = [place for _, place in enough[:MOST_PLACES]]
     if all_of_them:
@@ -75,11 +75,17 @@ def impossible(want: Want, world: World, level: str) -> Refusal | None:
     return Refusal(Reason.IMPOSSIBLE, f"{message} {room.REMEDY}", final=True)
 
 
-def no_room(want: Want, world: World, level: str) -> str:
-    """Why no place of a level has room for the gang now."""
-    place, most = _best(_count(world, level, lambda node: 0 if node.objection else room.free_seats(node, want)))
+def no_room(wants: Sequence[Want], world: World, level: str) -> str:
+    """Why no place of a level has room for the gang now; of several models, on the one that comes nearest."""
+    each = ((want, *_best(_free(want, world, level))) for want in wants)
+    want, place, most = max(each, key=lambda one: one[2])
     needs = f"Needs room for {counted(want.pods, 'pod')} with {want.count} × {want.profile} ({want.model}) each"
     return f"{needs} within one {level}; the best, {place}, has room for {most} beside the leases that run."
+
+
+def _free(want: Want, world: World, level: str) -> Counter[str]:
+    """Pods that the nodes of each place could take now."""
+    return _count(world, level, lambda node: 0 if node.objection else room.free_seats(node, want))
 
 
 def _count(world: World, level: str, seats: Callable[[NodeBook], int]) -> Counter[str]:
