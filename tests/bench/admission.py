@@ -25,6 +25,7 @@ from scipy.stats import t as student
 from gpu_tenancy.api.base import Holder, HolderKind
 from gpu_tenancy.api.node import Gpu, GpuMode, Slot
 from gpu_tenancy.core.amounts import NOTHING, Amount
+from gpu_tenancy.core.desirability import span
 from gpu_tenancy.core.placement import Want, World
 from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.snapshot import NodeFacts
@@ -167,7 +168,7 @@ def product(_: int, *, terms: bool = True) -> Rule:
         world = World([node.facts(running.masks) for node in nodes], NOW, {})
         for held in running.held:
             left = timedelta(hours=held.ends - asked.at) if terms else None
-            world.hold(world.nodes[nodes[held.gpu // PER_NODE].name], _slot(held), NOTHING, left)
+            world.nodes[nodes[held.gpu // PER_NODE].name].hold(_slot(held), NOTHING, span(left))
         world.settle()
         placed = world.place(wants[asked.profile], timedelta(hours=asked.hours) if terms else None)
         if placed is None:

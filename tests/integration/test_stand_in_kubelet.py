@@ -258,8 +258,8 @@ def test_a_refused_pod_stays_pending_says_why_and_starts_once_it_is_no_longer_re
             found = await one.plane.api.items(one.path("events"), fieldSelector="involvedObject.name=p")
             return [event for event in found if event["reason"] == "FailedPrepareDynamicResources"]
 
-        [event] = await eventually("its Event", events)
-        assert "the holder has changed" in event["message"]
+        told = await eventually("its Event", events)
+        assert all("the holder has changed" in event["message"] for event in told)
         one.plugin.refusal = None
         await one.until_phase("p", "Running")
         assert one.kubelet.prepare_errors == {}

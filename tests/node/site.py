@@ -193,8 +193,17 @@ class Site(Bare):
 
     async def devices(self, node: RealNode) -> dict[str, str]:
         """UUID of the GPU of each device that is ready on a node."""
-        slots = (await self.gpu_node(node))["status"]["slots"]
+        slots = (await self.gpu_node(node)).get("status", {}).get("slots", ())
         return {slot["device"]: slot["gpu"] for slot in slots if slot["state"] == "Ready"}
+
+    async def serving(self) -> RealNode:
+        """The one node on which a device is ready."""
+
+        async def look() -> RealNode | None:
+            found = [node for node in self.nodes if await self.devices(node)]
+            return found[0] if len(found) == 1 else None
+
+        return await eventually("one node with a device that is ready", look)
 
     def operator_log(self) -> str:
         """What the operator said last."""

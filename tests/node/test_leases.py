@@ -105,7 +105,7 @@ async def test_kubelet_is_restarted_and_pods_are_untouched_and_the_next_one_gets
 async def test_a_pod_that_kubelet_has_put_off_is_looked_at_again_and_again(here: Site) -> None:
     """kubelet that could not prepare a claim tries again at its next full sync only, a minute and more later."""
     await here.lease("train")
-    [node] = [node for node in here.nodes if await here.devices(node)]
+    node = await here.serving()
     await node.kill(AGENT)
     await here.create(pod("train", "environment", "exit=0", claim="train"))
 

@@ -437,3 +437,113 @@ def test_reserved_leases_go_first() -> None:
 
 def test_the_lead_is_long_enough_for_a_hand_over() -> None:
     assert timedelta(seconds=30) < LEAD
+
+
+# --- what must not come apart -----------------------------------------------------------------------------------------
+
+
+def committed(cluster: Cluster, count: int = 1) -> None:
+    """A commitment of tenant acme to whole GPUs, from the start on and without an end."""
+    kept = {"name": "base", "model": MODEL, "profile": "full", "count": count, "from": format_time(START)}
+    cluster.add_tenant("acme", "acme", commitments=[kept])
+    cluster.run(2)
+
+
+def test_what_a_commitment_lends_to_its_lease_is_promised_to_nobody_from_that_ones_end_on() -> None:
+    cluster = one_node(1)
+    committed(cluster)
+    first = cluster.create("first", namespace="acme", tier="Reserved", duration="30m")
+    cluster.run(4)
+    other = cluster.create("other", duration="5h", start=after(60))
+    cluster.run(2)
+    assert said(cluster, other)[0] == "NotReservable"
+    until(cluster, START + timedelta(minutes=35))
+    second = cluster.create("second", namespace="acme", tier="Reserved", duration="10h")
+    cluster.run(4)
+    assert ready(cluster, first, second) == [second]
+
+
+def test_a_reserved_lease_that_begins_later_draws_on_its_own_commitment() -> None:
+    cluster = one_node(2)
+    committed(cluster)
+    late = cluster.create("late", namespace="acme", tier="Reserved", duration="30m", start=after(30))
+    cluster.run(2)
+    assert said(cluster, late)[0] == "Reserved"
+    other = cluster.create("other", duration="5h")
+    cluster.run(4)
+    assert ready(cluster, other) == [other], "one commitment keeps two GPUs"
+    until(cluster, START + timedelta(minutes=31))
+    assert ready(cluster, late) == [late]
+
+
+def test_a_shortening_that_was_refused_opens_no_promise() -> None:
+    cluster = one_node(1)
+    lease = cluster.create("long", duration="4h")
+    cluster.run(4)
+    until(cluster, START + timedelta(hours=2))
+    cluster.edit(lease, term={"duration": "1h"})
+    cluster.run(2)
+    cluster.edit(lease, suspend=True)
+    cluster.run(10)
+    late = cluster.create("late", duration="3h", start=after(140))
+    cluster.run(2)
+    cluster.edit(lease, suspend=False)
+    cluster.run(8)
+    until(cluster, START + timedelta(minutes=145))
+    assert ready(cluster, lease, late) == [late]
+
+
+def test_a_promise_that_is_due_does_not_wait_for_the_first_of_a_firmer_tier() -> None:
+    cluster = one_node(1)
+    cluster.create("now", duration="20m")
+    cluster.run(4)
+    late = cluster.create("late", duration="5h", start=after(40))
+    cluster.run(2)
+    committed(cluster)
+    firmer = cluster.create("firmer", namespace="acme", tier="Reserved")
+    cluster.run(2)
+    until(cluster, START + timedelta(minutes=50))
+    assert ready(cluster, late, firmer) == [late]
+    until(cluster, START + timedelta(minutes=345))
+    assert ready(cluster, late, firmer) == [firmer]
+
+
+def test_nothing_is_kept_for_a_lease_that_is_refused_for_good() -> None:
+    cluster = one_node(1)
+    cluster.add_tenant("acme", "acme", quota={"gpus": 4})
+    late = cluster.create("late", namespace="acme", duration="1h", start=after(20))
+    cluster.run(2)
+    cluster.add_tenant("acme", "acme", quota={"gpus": 0})
+    other = cluster.create("other")
+    until(cluster, START + timedelta(minutes=30))
+    assert said(cluster, late)[0] == "QuotaTooSmall"
+    assert ready(cluster, other) == [other]
+
+
+@pytest.mark.parametrize("created", [2, 8.5])
+def test_a_spot_lease_enters_what_is_promised_only_if_it_can_be_told_in_time(created: float) -> None:
+    cluster = one_node(1)
+    late = cluster.create("late", duration="1h", start=after(10))
+    cluster.run(2)
+    until(cluster, START + timedelta(minutes=created))
+    spot = cluster.create("spot", tier="Spot", preemption_notice="5m")
+    cluster.run(20)
+    assert ready(cluster, spot) == ([spot] if created == 2 else [])
+    until(cluster, START + timedelta(minutes=11))
+    assert ready(cluster, late, spot) == [late]
+
+
+def test_nothing_is_promised_on_a_node_that_is_dead() -> None:
+    cluster = one_node(1)
+    cluster.add_node("b", 1)
+    cluster.run(1)
+    late = cluster.create("late", duration="1h", start=after(20))
+    cluster.run(2)
+    reservation = cluster.leases[late].status.reservation
+    assert reservation is not None
+    dead = cluster.nodes[reservation.places[0].node]
+    dead.ready = dead.agent = False
+    until(cluster, START + timedelta(minutes=7))
+    moved = cluster.leases[late].status.reservation
+    assert moved is not None
+    assert moved.places[0].node != dead.name

@@ -323,14 +323,18 @@ def test_a_notice_is_taken_back_where_it_is_not_needed_any_more(change: str) -> 
     assert cluster.ledger(victim) == []
 
 
-def test_no_lease_goes_twice_for_the_same_one() -> None:
+def test_no_lease_goes_twice_for_one_that_waits_once() -> None:
     cluster = one_node(1)
     victim = spot(cluster)
     firm = cluster.create("firm")
-    cluster.run(NOTICE + 6)
-    assert ready(cluster, firm) == [firm]
+    while firm not in {slot.holder.uid for slot in cluster.nodes["a"].slots}:
+        cluster.step()
+    cluster.lags = lambda _: True
+    cluster.run(2)
     cluster.edit(firm, suspend=True)
-    cluster.run(10)
+    cluster.lags = lambda _: False
+    cluster.run(16)
+    assert not cluster.ledger(firm), "it has never run"
     assert ready(cluster, victim) == [victim]
     assert cluster.leases[victim].status.preempted_for == [firm]
     cluster.edit(firm, suspend=False)
@@ -339,6 +343,20 @@ def test_no_lease_goes_twice_for_the_same_one() -> None:
     other = cluster.create("other")
     cluster.run(NOTICE + 10)
     assert ready(cluster, other) == [other]
+
+
+def test_who_has_run_and_waits_again_may_make_the_same_one_go_once_more() -> None:
+    cluster = one_node(1)
+    victim = spot(cluster)
+    firm = cluster.create("firm")
+    for number in range(2):
+        cluster.edit(firm, suspend=False)
+        cluster.run(NOTICE + 12)
+        assert ready(cluster, firm) == [firm]
+        cluster.edit(firm, suspend=True)
+        cluster.run(12)
+        assert ready(cluster, victim) == [victim]
+        assert len(cluster.leases[victim].status.preempted_for) == number + 1
 
 
 def test_a_victim_whose_pods_do_not_stop_keeps_neither_other_victims_nor_other_leases_waiting() -> None:
@@ -437,3 +455,23 @@ def test_laws_hold_all_the_way() -> None:
     cluster.run(NOTICE + 50, laws.check)
     assert [[reason for _, reason in cluster.ledger(one)] for one in firm] == [["Expired"], ["Completed"]]
     assert ready(cluster, *victims) == victims
+
+
+def test_a_gang_makes_the_cheapest_go_though_they_lie_where_its_other_pods_are() -> None:
+    cluster = Cluster()
+    cluster.add_node("a", 1, mig={0})
+    cluster.run(1)
+    for number in range(2):
+        cluster.create(f"firm-{number}", "1g.10gb")
+    cluster.run(4)
+    dear = cluster.create("dear", "1g.10gb", pods=2, tier="Spot")
+    spot = [dear]
+    for name in ("middle", "cheap"):
+        for _ in range(60):
+            cluster.step(timedelta(seconds=2))
+        spot.append(cluster.create(name, "1g.10gb", tier="Spot"))
+        cluster.run(4)
+    cluster.create("gang", "1g.10gb", pods=4)
+    cluster.run(1)
+    told = [one for one in spot if cluster.leases[one].status.preemption is not None]
+    assert told == [dear, spot[2]], "two slices and one more are enough, and the cheapest one does"

@@ -68,6 +68,20 @@ Time = Annotated[
 ]
 """Instant in UTC, whole seconds on the wire (metav1.Time)."""
 
+EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(3000, 1, 1, tzinfo=UTC)
+"""Instants that something may be planned for: far enough from the ends of the calendar for every sum."""
+
+
+def _is_planned(value: datetime) -> datetime:
+    if not EARLIEST <= value < LATEST:
+        raise ValueError(f"time {format_time(value)} is not within the years {EARLIEST.year} to {LATEST.year - 1}")
+    return value
+
+
+PlannedTime = Annotated[Time, AfterValidator(_is_planned)]
+"""Instant that people plan for, in UTC."""
+
 MicroTime = Annotated[
     datetime,
     BeforeValidator(_to_utc),

@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema
 
 from gpu_tenancy.api.base import (
     DURATION_PATTERN,
+    EARLIEST,
+    LATEST,
     ApiModel,
     ConditionStatus,
     Currency,
@@ -20,9 +22,11 @@ from gpu_tenancy.api.base import (
     LabelKey,
     Message,
     MicroTime,
+    PlannedTime,
     Profile,
     Quantity,
     Time,
+    format_time,
 )
 from gpu_tenancy.api.kinds import (
     AGE,
@@ -176,6 +180,12 @@ class Term(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
+                f"!has(self.start) || (self.start >= timestamp('{format_time(EARLIEST)}') && "
+                f"self.start < timestamp('{format_time(LATEST)}'))",
+                f"spec.term.start must be within the years {EARLIEST.year} to {LATEST.year - 1}",
+                field=".start",
+            ),
+            rule(
                 f"!has(self.duration) || !{_understood('duration')} || duration(self.duration) > duration('0s')",
                 "spec.term.duration must be longer than zero; leave it out for a lease that runs until it is deleted",
                 computed="'spec.term.duration ' + self.duration + ' must be longer than zero; leave it out for a lease "
@@ -196,7 +206,7 @@ class Term(ApiModel):
     duration: Duration | None = None
     """Length of the lease from the first billed second, e.g. 4h. Absent: until the lease is deleted. May be changed
     while the lease runs; the change is an admission that can be refused: status.expiresAt is the authority."""
-    start: Time | None = None
+    start: PlannedTime | None = None
     """When the lease begins, e.g. 2026-12-01T08:00:00Z: GPUs are promised to it from then on, and kept free of leases
     that would last longer; until then others use them. Billing begins then, and not before. Absent or past: as soon as
     there is room. Immutable."""
@@ -418,7 +428,8 @@ class Preemption(ApiModel):
     at: Time
     """When it loses them; it is billed until then at most."""
     cause: str = Field(max_length=64)
-    """UID of the lease that needs them. What it is and whose is not for this tenant."""
+    """UID of the lease that needs them, with a number where that has run before and waits once more. What it is and
+    whose is not for this tenant."""
 
 
 class LeaseEnd(ApiModel):

@@ -17,6 +17,7 @@ from gpu_tenancy.api.base import (
     DecimalString,
     Duration,
     Message,
+    PlannedTime,
     Profile,
     Time,
 )
@@ -80,7 +81,7 @@ class Quota(ApiModel):
 class Step(ApiModel):
     """A change of a commitment's size."""
 
-    begins: Time = Field(validation_alias="from", serialization_alias="from")
+    begins: PlannedTime = Field(validation_alias="from", serialization_alias="from")
     """From when on."""
     count: int = Field(ge=0, le=MOST_COMMITTED)
     """Devices from then on."""
@@ -118,10 +119,10 @@ class Commitment(ApiModel):
     """`full` for whole GPUs, or a MIG profile by its name on that model."""
     count: int = Field(ge=0, le=MOST_COMMITTED)
     """Devices at the beginning."""
-    begins: Time = Field(validation_alias="from", serialization_alias="from")
+    begins: PlannedTime = Field(validation_alias="from", serialization_alias="from")
     """From when on capacity is kept. Until then leases that end in time use it, and miners and Spot leases always do
     while no Reserved lease draws on it."""
-    until: Time | None = None
+    until: PlannedTime | None = None
     """Until when; absent: without end."""
     ramp: Annotated[list[Step], Field(max_length=32)] = []
     """Later sizes, each from its instant on."""

@@ -42,6 +42,7 @@ from gpu_tenancy.core.snapshot import (
     SpotLimits,
     TenantDefaults,
 )
+from gpu_tenancy.core.spot import beneficiary_of
 from gpu_tenancy.kube import resources
 from gpu_tenancy.kube.client import KubeClient, Object
 from gpu_tenancy.kube.errors import Conflict, KubeError, NotFound
@@ -336,7 +337,7 @@ class Cycle:
         for note in notes:
             self._metrics.count_transition(note)
             notice = new.preemption or lease.status.preemption
-            cause = leases.get(notice.cause) if notice else None
+            cause = leases.get(beneficiary_of(notice.cause)) if notice else None
             self._metrics.count_preemption(note, cause.spec.tier if cause else None)
 
     async def _report_plain(

@@ -166,6 +166,8 @@ class Gather:
         self._leases_before: dict[str, _Made] = {}
         """By UID. What follows from facts that have not changed need not be found out again: they stay the same
         objects."""
+        self._miners_before: dict[str, MinerFacts] = {}
+        """By namespace and name of the claim."""
         self._records_before: dict[int, tuple[Object, RecordFacts]] = {}
         """By identity of the body."""
         self.unread: list[Unread] = []
@@ -418,7 +420,12 @@ class Gather:
     def _miners(self, claims: dict[str, digests.Claim]) -> tuple[MinerFacts, ...]:
         there = (pod for pod in self._views.pods.items.values() if is_miners(pod.metadata))
         pods = {f"{pod.metadata.namespace}/{claim_of(pod)}": pod for pod in there}
-        return tuple(miner_facts(pods.get(key), claims.get(key)) for key in sorted(pods.keys() | claims.keys()))
+        before, made = self._miners_before, {}
+        for key in sorted(pods.keys() | claims.keys()):
+            found = miner_facts(pods.get(key), claims.get(key))
+            made[key] = former if (former := before.get(key)) == found else found
+        self._miners_before = made
+        return tuple(made.values())
 
     # --- nodes
 

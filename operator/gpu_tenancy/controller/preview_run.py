@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +32,23 @@ class Order:
 
 async def run(order: Order, console: Console) -> int:
     """Print, and return the exit status. Raises ValueError with a sentence where something cannot be read."""
-    logging.getLogger("gpu_tenancy").setLevel(logging.ERROR)  # what cannot be read stands in the table
+    with _quiet():
+        return await _run(order, console)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the operator's warnings: what cannot be read stands in the table."""
+    log = logging.getLogger("gpu_tenancy")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+async def _run(order: Order, console: Console) -> int:
     settings = Settings.load(order.settings, kubeconfig=order.kubeconfig)
     new = list(manifests(order.files))
     if order.snapshot is not None:

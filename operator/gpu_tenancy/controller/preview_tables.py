@@ -16,6 +16,7 @@ from gpu_tenancy.core import explain
 from gpu_tenancy.core.actions import Action, Outlook, SetSlots, StartMiner, StopMiner, blame
 from gpu_tenancy.core.amounts import counted
 from gpu_tenancy.core.snapshot import Snapshot
+from gpu_tenancy.core.spot import beneficiary_of
 
 LISTED: Final = 4
 """Places and names that a cell shows; of more it gives the number."""
@@ -62,7 +63,7 @@ def _line(one: Outlook, preview: Preview) -> Line:
     spots = [
         f"spot lease {other.lease.key}"
         for other in preview.plan.leases
-        if other.preemption is not None and other.preemption.cause == uid
+        if other.preemption is not None and beneficiary_of(other.preemption.cause) == uid
     ]
     why = one.refusal.message if one.refusal else explain.reason(one.lease, seats, snapshot, preview.at)
     return Line(

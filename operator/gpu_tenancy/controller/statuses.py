@@ -69,6 +69,7 @@ class Statuses:
             if (held := known.get(one.lease.uid)) is None
             or held.outlook is not one
             or not held.said
+            or held.failure is not None
             or now >= held.until
         ]
         return {one.lease.uid: self.derive(one, failures.get(one.lease.uid), now) for one in (*plan.moving, *roused)}

@@ -26,8 +26,8 @@ from gpu_tenancy.core.podspec import PodNeeds
 from gpu_tenancy.core.promises import LEAD, commitment_key, lease_key
 from gpu_tenancy.core.rest import Stocks
 from gpu_tenancy.core.snapshot import LeaseFacts, SpotLimits
-from gpu_tenancy.core.spot import notice_of
-from gpu_tenancy.core.stock import Stock
+from gpu_tenancy.core.spot import cause_of, notice_of
+from gpu_tenancy.core.stock import Stock, died_at, time_left
 from gpu_tenancy.core.terms import billed_seconds, expiry
 from gpu_tenancy.core.timetable import NEVER, Opening, Span, Timetable
 from gpu_tenancy.mig.layout import ALL_SLICES, device_mask
@@ -36,6 +36,7 @@ from gpu_tenancy.mig.profiles import FULL, of_model
 HAND_OVER: Final = timedelta(minutes=1)
 """A lease that is placed now begins within so long, and ends by so much later."""
 
+_LEASES: Final = lease_key("")
 QUEUE: Final = "queue:"
 """How keys of places begin that the first in a queue waits for."""
 
@@ -86,17 +87,20 @@ class Bookings:
         """From when on each promise is kept, by its key."""
         self._later: list[tuple[str, Span]] = []
         """What was promised, by UUID of the GPU."""
-        self._placed: list[tuple[LeaseFacts, Placed]] = []
+        self._placed: list[tuple[Stock, Placed]] = []
         """What this plan gives to whom."""
         self._reserved: dict[str, Reservation] = {}
         """Reservations that hold good, by UID of their lease."""
+        self._draw_on: dict[str, str] = {}
+        """How the keys of the commitments begin that promised leases will draw on, by the keys of those leases."""
         self._short: dict[Committed, int] = {}
         self._kept: dict[Committed, list[KeptPlace]] = {}
         self.guards: dict[Tier, Guard] = {}
         self.pledges = pledges
         pledges.take_stock(stocks)
         for stock in stocks.moving:
-            if stock.wants and (found := stock.lease.status.reservation) is not None and not stock.lease.records:
+            found = stock.lease.status.reservation
+            if stock.wants and found is not None and not stock.lease.records and not _is_over(found, now):
                 self._keep_reservation(stock.lease, found)
         for committed in pledges:
             self._keep_commitment(committed)
@@ -137,8 +141,9 @@ class Bookings:
         start = lease.spec.term.start or self._now
         length = lease.spec.term.duration
         until = start + parse_duration(length) if length else NEVER
+        own = self._own_commitment(lease)
         for want in wants:
-            seats = self.timetable.during(want, start - LEAD, until)
+            seats = self.timetable.during(want, start - LEAD, until, own)
             if len(seats) < want.pods:
                 continue
             places = [
@@ -153,7 +158,8 @@ class Bookings:
         """Why nothing can be promised to a lease that begins later."""
         start, length = lease.spec.term.start or self._now, lease.spec.term.duration
         until = start + parse_duration(length) if length else NEVER
-        most = max((len(self.timetable.during(want, start - LEAD, until)) for want in wants), default=0)
+        own = self._own_commitment(lease)
+        most = max((len(self.timetable.during(want, start - LEAD, until, own)) for want in wants), default=0)
         gpus = lease.spec.gpus
         time = f"from {format_time(start)} {f'to {format_time(until)}' if length else 'on'}"
         needs = f"{counted(lease.spec.pods, 'pod')} with {gpus.count} × {gpus.profile} each"
@@ -161,6 +167,11 @@ class Bookings:
             f"Needs room for {needs} {time}; as far as is known there will be room for {most}, beside leases that run "
             "until then and what is promised to others. It is tried again whenever something changes."
         )
+
+    def _own_commitment(self, lease: LeaseFacts) -> str:
+        """How the keys begin of what is kept for what a Reserved lease draws on; empty for all others."""
+        committed = self.pledges.of(lease)
+        return _commitment(committed) if committed else ""
 
     def promise_of(self, reservation: Reservation) -> str:
         """What was promised, for people."""
@@ -177,6 +188,9 @@ class Bookings:
             return
         self._reserved[lease.uid] = reservation
         each = self._needs(lease).amount
+        if own := self._own_commitment(lease):  # which keeps CPU and memory with its devices
+            self._draw_on[lease_key(lease.uid)] = own
+            each = NOTHING
         for number, (found, place) in enumerate(zip(books, reservation.places, strict=True)):
             if found is not None:
                 mask = device_mask(found[1].gpu.model, gpus.profile, place.start)
@@ -212,7 +226,7 @@ class Bookings:
         too little."""
         changes = committed.changes()
         most = max(0, *(committed.size(at) - committed.drawn for at in changes))
-        free = [place for place in committed.places if self._is_free(place, committed.spec.profile)]
+        free = [place for place in committed.places if self._is_free(place, committed)]
         kept = self._kept[committed] = []
         self._short[committed] = 0
         for place in free[:most]:
@@ -246,8 +260,9 @@ class Bookings:
             self._keep(node, book, Span(key, mask, amount, place.begins, committed.spec.until or NEVER))
             self._kept[committed].append(place)
 
-    def _is_free(self, place: KeptPlace, profile: str) -> bool:
+    def _is_free(self, place: KeptPlace, committed: Committed) -> bool:
         """Nobody has it whom it was not kept free of."""
+        profile, own = committed.spec.profile, _commitment(committed)
         found = self._book(place, profile)
         if found is None:
             return False
@@ -255,23 +270,30 @@ class Bookings:
         mask = device_mask(book.gpu.model, profile, place.start)
         begins = max(place.begins - LEAD, self._now)
         held = self.timetable.overlapping(book.gpu.uuid, mask, begins, NEVER)
-        return not any(span.who not in self._spot for span in held)
+        return all(span.who in self._spot or self._draw_on.get(span.who) == own for span in held)
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
-    def place(self, lease: LeaseFacts, wants: Sequence[Want], left: timedelta | None) -> Placed | None:
+    def place(self, stock: Stock, wants: Sequence[Want]) -> Placed | None:
         """Seats for all pods: where they were promised, else among what is free, else among what is kept for others
-        until after the lease has ended. `left`: how long it will last; None where there is no end."""
-        placed = self._place(lease, wants, left) if self._begins else self._world.place(wants, left)
+        until after the lease has ended."""
+        left = time_left(stock, self._now)
+        placed = self._place(stock, wants, left) if self._begins else self._world.place(wants, left)
         if placed is not None:
-            self._note_placed(lease, placed)
+            self._note_placed(stock, placed)
         return placed
 
-    def _place(self, lease: LeaseFacts, wants: Sequence[Want], left: timedelta | None) -> Placed | None:
+    def _place(self, stock: Stock, wants: Sequence[Want], left: timedelta | None) -> Placed | None:
+        lease = stock.lease
         own = {key for key in self._begins if self._is_for(key, lease)}
+        if lease.uid in self._reserved:
+            # Its place was promised before anybody began to wait for it, of whatever tier.
+            with self._world.without(own.union(map(_guard_key, self.guards.values()))):
+                if (placed := self._where_promised(lease, wants, left)) is not None:
+                    return placed
         with self._world.without(own):
-            placed = self._where_promised(lease, wants, left) or self._world.place(wants, left)
-        if placed is not None or len(open_to := own | self._open_to(lease)) == len(own):
+            placed = self._world.place(wants, left)
+        if placed is not None or len(open_to := own | self._open_to(lease, self._end_of(stock))) == len(own):
             return placed
         if self._world.is_full_without(open_to, wants):
             return None
@@ -281,7 +303,7 @@ class Bookings:
     def for_lease(self, lease: LeaseFacts) -> AbstractContextManager[None]:
         """Within it, what is kept for a lease is free to be taken."""
         if lease.spec.tier is Tier.SPOT:
-            return self._world.without(self._open_to(lease))
+            return self._world.without(self._open_to(lease, NEVER))
         return self._world.without({key for key in self._begins if self._is_for(key, lease)})
 
     def as_without(self, guard: Guard) -> AbstractContextManager[None]:
@@ -293,21 +315,22 @@ class Bookings:
         drawn = committed is not None and key.startswith(commitment_key(committed.tenant, committed.spec.name))
         return key == lease_key(lease.uid) or (drawn and self._begins[key] <= self._now)
 
-    def _open_to(self, lease: LeaseFacts) -> set[str]:
-        """Keys of promises that a lease does not get in the way of: all of a firmer tier's for one that gives way, and
-        those that begin after its end."""
+    def _open_to(self, lease: LeaseFacts, end: datetime) -> set[str]:
+        """Keys of promises that a lease does not get in the way of: those that begin after its end, and for one that
+        gives way all of a firmer tier's, but those of leases that begin before it could be told and gone."""
         if lease.spec.tier is Tier.SPOT:
-            spot = self.guards.get(Tier.SPOT)
-            return {key for key in self._begins if spot is None or key != _guard_key(spot)}
-        end = self._end_of(lease)
+            first = self.guards.get(Tier.SPOT)
+            lasts = self._now + LEAD + notice_of(lease, self._limits)
+            others = (key for key, begins in self._begins.items() if begins > lasts or not key.startswith(_LEASES))
+            return {key for key in others if first is None or key != _guard_key(first)}
         return {key for key, begins in self._begins.items() if end <= begins - LEAD}
 
-    def _end_of(self, lease: LeaseFacts) -> datetime:
-        """When a lease that is placed now will have ended."""
-        if lease.spec.term.duration is None:
+    def _end_of(self, stock: Stock) -> datetime:
+        """When a lease that is placed now will have ended, by the duration in force. One that renews itself does not
+        count as longer: a renewal into what is promised is refused."""
+        if stock.term.length is None:
             return NEVER
-        left = parse_duration(lease.spec.term.duration) * (1 + lease.status.renewals)
-        return self._now + HAND_OVER + left - timedelta(seconds=billed_seconds(lease.records))
+        return self._now + HAND_OVER + stock.term.length - timedelta(seconds=billed_seconds(stock.lease.records))
 
     def _where_promised(self, lease: LeaseFacts, wants: Sequence[Want], left: timedelta | None) -> Placed | None:
         """The seats that were promised, if they are free now."""
@@ -326,22 +349,35 @@ class Bookings:
         ]
         return self._world.place_at(want, seats, left)
 
-    def _note_placed(self, lease: LeaseFacts, placed: Placed) -> None:
+    def _note_placed(self, stock: Stock, placed: Placed) -> None:
+        lease = stock.lease
         self._drop(lease_key(lease.uid))
-        self._placed.append((lease, placed))
+        self._placed.append((stock, placed))
         if "timetable" in self.__dict__:
-            self._enter(self.timetable, lease, placed)
+            self._enter(self.timetable, stock, placed)
         if (committed := self.pledges.of(lease)) is not None:
             self._draw(committed, lease)
 
-    def _enter(self, timetable: Timetable, lease: LeaseFacts, placed: Placed) -> None:
+    def _enter(self, timetable: Timetable, stock: Stock, placed: Placed) -> None:
         """Note in the timetable what a lease has been given."""
-        until = self._end_of(lease)
+        until, spans = self._end_of(stock), []
         for seat in placed.seats:
             for number, book in enumerate(seat.gpus):
                 mask = device_mask(book.gpu.model, placed.want.profile, seat.start)
                 amount = NOTHING if number else placed.want.needs.amount
-                timetable.note(book.gpu.uuid, Span(lease.uid, mask, amount, self._now, until))
+                spans.append((book.gpu.uuid, Span(stock.lease.uid, mask, amount, self._now, until)))
+        for gpu, span in (*spans, *self._afterwards(stock.lease, spans)):
+            timetable.note(gpu, span)
+
+    def _afterwards(self, lease: LeaseFacts, spans: Iterable[tuple[str, Span]]) -> Iterator[tuple[str, Span]]:
+        """What a lease draws on a commitment goes back to that once it ends: to nobody else."""
+        committed = self.pledges.of(lease)
+        if committed is None:
+            return
+        key, until = _commitment(committed), committed.spec.until or NEVER
+        for gpu, span in spans:
+            if span.until < until:
+                yield gpu, span._replace(who=key, begins=span.until, until=until)
 
     def _draw(self, committed: Committed, lease: LeaseFacts) -> None:
         """Of what is kept for a commitment so much less is owed now."""
@@ -377,7 +413,7 @@ class Bookings:
     def _yielding(self, lease: LeaseFacts) -> frozenset[str]:
         """UIDs of the spot leases that can be made to go for a lease."""
         spot = (stock.lease for stock in self._stocks.of_tier(Tier.SPOT) if stock.lease.uid in self._spot)
-        return frozenset(one.uid for one in spot if lease.uid not in one.status.preempted_for)
+        return frozenset(one.uid for one in spot if cause_of(lease) not in one.status.preempted_for)
 
     # --- what is kept -------------------------------------------------------------------------------------------------
 
@@ -385,19 +421,24 @@ class Bookings:
     def timetable(self) -> Timetable:
         """Who has what, and until when."""
         timetable = Timetable(self._world)
+        for gpu, span in (*self._all_held(), *self._later):
+            timetable.note(gpu, span)
+        for stock, placed in self._placed:
+            self._enter(timetable, stock, placed)
+        return timetable
+
+    def _all_held(self) -> Iterator[tuple[str, Span]]:
+        """What leases have that keep their devices, and what goes back to commitments after that."""
         for stock in self._stocks.moving:
             if stock.keeps:
-                for gpu, span in self._held(stock):
-                    timetable.note(gpu, span)
+                yield from self._held(stock)
         for rest in self._stocks.resting:
-            rest.spans.extend(self._held(rest.stock) if not rest.spans else ())
-            for gpu, span in rest.spans:
-                timetable.note(gpu, span)
-        for gpu, span in self._later:
-            timetable.note(gpu, span)
-        for lease, placed in self._placed:
-            self._enter(timetable, lease, placed)
-        return timetable
+            if not rest.spans:
+                rest.spans.extend(self._held(rest.stock))
+            yield from rest.spans
+        for stock in self._stocks.of_tier(Tier.RESERVED):
+            if stock.keeps:
+                yield from self._afterwards(stock.lease, self._held(stock))
 
     def _held(self, stock: Stock) -> Iterator[tuple[str, Span]]:
         until, each = self._until(stock), self._needs(stock.lease).amount
@@ -436,10 +477,13 @@ class Bookings:
         return found
 
     def _book(self, place: Place, profile: str) -> tuple[NodeBook, GpuBook] | None:
-        """The GPU of a place, if it is still there, healthy, and in the mode that the profile needs."""
+        """The GPU of a place, if it is still there, healthy, and in the mode that the profile needs; on a node that is
+        neither dead nor being emptied."""
         node = self._world.nodes.get(place.node)
         book = node.gpus.get(place.gpu) if node else None
         if node is None or book is None or not book.gpu.healthy or book.mig is (profile == FULL):
+            return None
+        if node.facts.cordoned or died_at(node.facts, self._now):
             return None
         fits = profile == FULL or profile in of_model(book.gpu.model)
         mask = device_mask(book.gpu.model, profile, place.start)
@@ -463,8 +507,17 @@ class Bookings:
             self.timetable.note(gpu, span)
 
 
+def _is_over(reservation: Reservation, now: datetime) -> bool:
+    """It was for a time that has passed: whoever it was for waits like all others."""
+    return reservation.until is not None and reservation.until <= now
+
+
 def _each(seats: Iterable[Seat]) -> Iterator[tuple[Seat, GpuBook]]:
     return ((seat, book) for seat in seats for book in seat.gpus)
+
+
+def _commitment(committed: Committed) -> str:
+    return commitment_key(committed.tenant, committed.spec.name)
 
 
 def _guard_key(guard: Guard) -> str:

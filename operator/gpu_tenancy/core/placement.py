@@ -100,11 +100,6 @@ class World:
         """Keys whose promises are lifted now."""
         self._settled = False
 
-    def hold(self, node: NodeBook, slot: Slot, amount: Amount, left: timedelta | None = None) -> None:
-        """Keep a lease's device where it is. `amount`: what its pod takes of the node, once per pod. `left`: how long
-        the lease still lasts; None where that is not known."""
-        node.hold(slot, amount, span(left))
-
     def settle(self) -> None:
         """Note draining devices and fill the buckets; called once, after everything held is known."""
         for node in self.nodes.values():
@@ -244,7 +239,7 @@ class World:
             if seat.node.objection or not _fits(seat.node, want) or any(book.taken & mask for book in seat.gpus):
                 self._give_back(placed)
                 return None
-            placed.before.extend((book, book.hard, book.draining, book.lasts) for book in seat.gpus)
+            placed.before.extend((book, book.draining, book.lasts) for book in seat.gpus)
             self._take(want, seat, span(left))
             placed.seats.append(seat)
         return placed
@@ -263,7 +258,7 @@ class World:
                 return None
             cost, seats = found
             for seat in seats:
-                placed.before.extend((book, book.hard, book.draining, book.lasts) for book in seat.gpus)
+                placed.before.extend((book, book.draining, book.lasts) for book in seat.gpus)
                 self._take(want, seat, lasts)
             placed.seats.extend(seats)
             placed = placed._replace(cost=placed.cost + cost)
@@ -371,9 +366,11 @@ class World:
     def _give_back(self, placed: Placed) -> None:
         for seat in placed.seats:
             self._unfile(seat.node, seat.gpus)
-        for book, hard, draining, lasts in reversed(placed.before):
-            book.hard, book.draining, book.lasts = hard, draining, lasts
+        for book, draining, lasts in reversed(placed.before):
+            book.draining, book.lasts = draining, lasts
         for seat in placed.seats:
+            for book in seat.gpus:  # others may have gone from the GPU meanwhile: only what was taken is given back
+                book.hard &= ~device_mask(book.gpu.model, placed.want.profile, seat.start)
             seat.node.free += placed.want.needs.amount
             seat.node.changes()
         for seat in placed.seats:
@@ -445,8 +442,8 @@ def mode_of(book: GpuBook) -> Mode:
     return Mode(book.mig, book.hard, book.lasts, book.mined)
 
 
-_Former = tuple[GpuBook, int, int, int]
-"""A GPU with the hard and draining masks, and the span, that it had before a seat was taken."""
+_Former = tuple[GpuBook, int, int]
+"""A GPU with the draining mask, and the span, that it had before a seat was taken."""
 
 _Kept = tuple[NodeBook, GpuBook, Promise]
 """A part of a GPU that is kept for somebody."""

@@ -166,13 +166,21 @@ def _place_queue(stocks: Iterable[Stock], others: Sequence[Outlook], means: Mean
     survey = Survey(means.context.world, [*others, *(one for _, one in placed if one is not None)])
     outlooks, position = [], 0
     for stock, one in placed:
-        outlook = one or _waiting(stock, means, survey)
+        outlook = _without_promise(one or _waiting(stock, means, survey), means.bookings)
         if (refusal := outlook.refusal) is not None and refusal.reason in QUEUED:
             position += 1
             message = f"Position {position} in the queue: {refusal.message}"
             outlook = outlook._replace(position=position, refusal=Refusal(refusal.reason, message))
         outlooks.append(outlook)
     return outlooks
+
+
+def _without_promise(outlook: Outlook, bookings: Bookings) -> Outlook:
+    """What is not kept for a lease, or not any more once it is refused for good, its status does not say."""
+    final = outlook.refusal is not None and outlook.refusal.final
+    if outlook.reservation is not None and (final or not bookings.is_promised(outlook.lease)):
+        return outlook._replace(reservation=None)
+    return outlook
 
 
 def _place(stock: Stock, means: Means) -> Outlook | None:
@@ -186,7 +194,7 @@ def _place(stock: Stock, means: Means) -> Outlook | None:
     if later:
         return _promised(stock, means)
     commitment = context.pledges.named(lease)
-    placed = bookings.place(lease, context.wants(lease), time_left(stock, context.now))
+    placed = bookings.place(stock, context.wants(lease))
     if placed is None:
         return _awaiting(stock, means)
     context.shares.take(lease)

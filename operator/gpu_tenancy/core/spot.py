@@ -42,6 +42,16 @@ def notice_of(lease: LeaseFacts, limits: SpotLimits) -> timedelta:
     return DEFAULT_NOTICE if asked is None else min(parse_duration(asked), limits.longest_notice)
 
 
+def cause_of(lease: LeaseFacts) -> str:
+    """For what others go: the lease, and once it has run and waits again, that it does so for another time."""
+    return f"{lease.uid}:{len(lease.records)}" if lease.records else lease.uid
+
+
+def beneficiary_of(cause: str) -> str:
+    """UID of the lease for which somebody goes."""
+    return cause.partition(":")[0]
+
+
 class Wait(NamedTuple):
     """What a firm lease waits for."""
 
@@ -68,7 +78,7 @@ class Spots:
     def beneficiaries(self) -> frozenset[str]:
         """UIDs of the leases for which somebody has been told to go: they are ahead of all others of their tier."""
         notices = (stock.lease.status.preemption for stock in self._stocks.moving)
-        return frozenset(one.cause for one in notices if one is not None)
+        return frozenset(beneficiary_of(one.cause) for one in notices if one is not None)
 
     @cached_property
     def _victims(self) -> list[Victim]:
@@ -107,7 +117,7 @@ class Spots:
             victims: Sequence[Victim] = ()
             placed = self._world.place(wants)
             if placed is None:
-                found = [found for want in wants if (found := self._needed(want, lease.uid)) is not None]
+                found = [found for want in wants if (found := self._needed(want, cause_of(lease))) is not None]
                 if not found:
                     return None
                 want, victims = min(found, key=_total)
@@ -117,7 +127,7 @@ class Spots:
                 self._world.undo(placed)
                 return None
             self._foresight.book(placed)
-        self._tell(victims, lease.uid)
+        self._tell(victims, cause_of(lease))
         return Wait(len(going), max(victim.at for victim in going if victim.at is not None))
 
     def _seats_without(self, victims: Sequence[Victim], want: Want) -> Placed:

@@ -60,6 +60,19 @@ class _Chance(NamedTuple):
     """Its place among the chances of its node."""
 
 
+class _Time(NamedTuple):
+    """From one instant to another."""
+
+    begins: datetime
+    until: datetime
+    own: str
+    """How the keys begin of those who need not be regarded; empty: there are none."""
+
+    def is_own(self, span: Span) -> bool:
+        """It is kept for those who ask."""
+        return bool(self.own) and span.who.startswith(self.own)
+
+
 class Timetable:
     """Who has what of which GPU, and when."""
 
@@ -83,19 +96,30 @@ class Timetable:
 
     # --- from one instant to another ----------------------------------------------------------------------------------
 
-    def during(self, want: Want, begins: datetime, until: datetime) -> list[Seat]:
+    def during(self, want: Want, begins: datetime, until: datetime, own: str = "") -> list[Seat]:
         """Seats for as many pods as possible that are free from one instant to another, on as few nodes as possible and
-        on those that they fill best."""
-        found = {node.facts.name: self._seats(node, want, begins, until) for node in self._hosts(want)}
-        seats: list[Seat] = []
-        while found and (lacking := want.pods - len(seats)) > 0:
-            name = min(found, key=lambda name: (_ill_fit(len(found[name]), lacking), name))
-            seats += found.pop(name)[:lacking]
-        return seats
+        on those that they fill best. `own`: how the keys begin of what is kept for those pods already; they are put
+        there first."""
+        time = _Time(begins, until, own)
+        hosts = list(self._hosts(want))
+        if own:
+            kept = {node.facts.name: self._seats(node, want, time, only_own=True) for node in hosts}
+            if sum(map(len, kept.values())) >= want.pods:
+                return _fullest(kept, want.pods)
+        return _fullest({node.facts.name: self._seats(node, want, time) for node in hosts}, want.pods)
 
-    def _seats(self, node: NodeBook, want: Want, begins: datetime, until: datetime) -> list[Seat]:
-        busy = {book: list(self.overlapping(book.gpu.uuid, ALL_SLICES, begins, until)) for book in node.gpus.values()}
-        taken = total(span.amount for spans in busy.values() for span in spans)
+    def _seats(self, node: NodeBook, want: Want, time: _Time, *, only_own: bool = False) -> list[Seat]:
+        """`only_own`: on GPUs of which something is kept for them."""
+        spans_of = {
+            book: list(self.overlapping(book.gpu.uuid, ALL_SLICES, time.begins, time.until))
+            for book in node.gpus.values()
+        }
+        busy = {
+            book: [span for span in spans if not time.is_own(span)]
+            for book, spans in spans_of.items()
+            if not only_own or any(map(time.is_own, spans))
+        }
+        taken = total(span.amount for spans in spans_of.values() for span in spans if not time.is_own(span))
         room = node.facts.allocatable - node.facts.foreign - taken
         if want.profile == FULL:
             free = [book for book, spans in busy.items() if _usable(book, want) and not spans]
@@ -270,6 +294,15 @@ class _Prospect:
         for at, room in zip((self._now, *(span.until for span in spans)), freed, strict=True):
             times += [at] * (room.times(need) - len(times))
         return times
+
+
+def _fullest(found: dict[str, list[Seat]], pods: int) -> list[Seat]:
+    """So many seats, or as many as there are, of those of each node."""
+    seats: list[Seat] = []
+    while found and (lacking := pods - len(seats)) > 0:
+        name = min(found, key=lambda name: (_ill_fit(len(found[name]), lacking), name))
+        seats += found.pop(name)[:lacking]
+    return seats
 
 
 def _usable(book: GpuBook, want: Want) -> bool:

@@ -469,6 +469,8 @@ def test_a_miner_is_its_pod_and_its_claim_and_a_namesake_elsewhere_is_another() 
     assert seen.snapshot().miners[0].bereft, "only the pod goes"
     seen.show(resources.RESOURCE_CLAIMS, {"metadata": {**metadata, "uid": "another"}, "spec": going_spec})
     assert not seen.snapshot().miners[0].bereft, "the claim is not this pod's"
+    before = seen.snapshot().miners
+    assert [one is other for one, other in zip(seen.snapshot().miners, before, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from gpu_tenancy.api.lease import ConditionType, GpuLeaseStatus, Reason
 from gpu_tenancy.controller.statuses import LINGER, LONGEST_LINGER, STEPS, Statuses
 from gpu_tenancy.core.actions import Outlook, Plan, Refusal
-from gpu_tenancy.core.snapshot import LeaseFacts
+from gpu_tenancy.core.snapshot import Failure, LeaseFacts
 from gpu_tenancy.core.status import REFRESH
 from tests.unit.controller.facts import NOW, admitted, lease, record
 
@@ -159,6 +159,9 @@ def test_of_leases_at_rest_only_those_are_looked_at_that_may_say_something_else(
     assert not statuses.changing(resting, {}, NOW + MOMENT)
     assert statuses.changing(Plan(moving=(running,)), {}, NOW + MOMENT).keys() == {uid}
     assert statuses.changing(resting, {}, NOW + REFRESH).keys() == {uid}, "its cost is told now and then"
+    statuses.derive(running, Failure("ApiRejected", "No.", NOW), NOW)
+    statuses.stored(uid, NOW)
+    assert statuses.changing(resting, {}, NOW + MOMENT).keys() == {uid}, "what the API server refused is over"
     other = running._replace(ready_devices=0)
     assert statuses.changing(Plan(resting=(other,)), {}, NOW + MOMENT)[uid].ready_devices is None
 

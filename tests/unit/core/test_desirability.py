@@ -163,7 +163,7 @@ def world(held: dict[int, list[tuple[str, int, timedelta | None]]], count: int =
     made = World([facts], START, {})
     for index, leases in held.items():
         for profile, start, left in leases:
-            made.hold(made.nodes["a"], device(known[index].uuid, profile, start), NOTHING, left)
+            made.nodes["a"].hold(device(known[index].uuid, profile, start), NOTHING, span(left))
     made.settle()
     return made
 

@@ -17,6 +17,7 @@ from gpu_tenancy.api.lease import GpuLeaseStatus, Reason
 from gpu_tenancy.api.node import Slot
 from gpu_tenancy.core.actions import CloseRecord, Outlook
 from gpu_tenancy.core.amounts import Amount
+from gpu_tenancy.core.desirability import LASTING
 from gpu_tenancy.core.fragments import Fragmentation, Survey
 from gpu_tenancy.core.placement import Want, World
 from gpu_tenancy.core.podspec import PodNeeds, Taint
@@ -80,7 +81,7 @@ class Site:
         """The working copy."""
         world = World(self.nodes, START, {})
         for node, slot in self.held:
-            world.hold(world.nodes[node], slot, ONE_CPU)
+            world.nodes[node].hold(slot, ONE_CPU, LASTING)
         world.settle()
         return world
 
