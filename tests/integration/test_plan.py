@@ -69,6 +69,7 @@ async def test_it_says_what_the_operator_then_does_and_writes_nothing(world: Wor
     before = await versions(world)
     status, found = await planned(files, "--kubeconfig", kubeconfig, "--save", tmp_path / "cluster.json")
     assert await versions(world) == before, "it has written something"
+    assert await world.items(resources.GPU_LEASES) == []
     assert status == WAITS
     fits, waits = found["leases"]
     assert (fits["verdict"], waits["verdict"]) == ("Placed", "Waits")
