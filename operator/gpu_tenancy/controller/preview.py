@@ -99,6 +99,10 @@ def load(path: Path) -> Taken:
     for number, one in enumerate(items):
         if not (isinstance(one, dict) and {"apiVersion", "kind", "metadata"} <= one.keys()):
             raise BadInputError(f"{path}, items[{number}] is no Kubernetes object: it needs apiVersion, kind, metadata")
+        if not (isinstance(one["metadata"], dict) and {"name", "uid", "resourceVersion"} <= one["metadata"].keys()):
+            raise BadInputError(
+                f"{path}, items[{number}].metadata needs name, uid and resourceVersion, as kubectl prints"
+            )
     return Taken(items, _taken_at(content, items, path))
 
 

@@ -91,6 +91,8 @@ class Bookings:
         """What this plan gives to whom."""
         self._reserved: dict[str, Reservation] = {}
         """Reservations that hold good, by UID of their lease."""
+        self._too_few: dict[tuple[Want, datetime, datetime, str], Sequence[Seat]] = {}
+        """Where not all pods of a want find a seat from one instant to another."""
         self._draw_on: dict[str, str] = {}
         """How the keys of the commitments begin that promised leases will draw on, by the keys of those leases."""
         self._short: dict[Committed, int] = {}
@@ -141,9 +143,8 @@ class Bookings:
         start = lease.spec.term.start or self._now
         length = lease.spec.term.duration
         until = start + parse_duration(length) if length else NEVER
-        own = self._own_commitment(lease)
         for want in wants:
-            seats = self.timetable.during(want, start - LEAD, until, own)
+            seats = self._during(lease, want, start, until)
             if len(seats) < want.pods:
                 continue
             places = [
@@ -158,8 +159,7 @@ class Bookings:
         """Why nothing can be promised to a lease that begins later."""
         start, length = lease.spec.term.start or self._now, lease.spec.term.duration
         until = start + parse_duration(length) if length else NEVER
-        own = self._own_commitment(lease)
-        most = max((len(self.timetable.during(want, start - LEAD, until, own)) for want in wants), default=0)
+        most = max((len(self._during(lease, want, start, until)) for want in wants), default=0)
         gpus = lease.spec.gpus
         time = f"from {format_time(start)} {f'to {format_time(until)}' if length else 'on'}"
         needs = f"{counted(lease.spec.pods, 'pod')} with {gpus.count} × {gpus.profile} each"
@@ -167,6 +167,17 @@ class Bookings:
             f"Needs room for {needs} {time}; as far as is known there will be room for {most}, beside leases that run "
             "until then and what is promised to others. It is tried again whenever something changes."
         )
+
+    def _during(self, lease: LeaseFacts, want: Want, start: datetime, until: datetime) -> Sequence[Seat]:
+        """Seats for pods of a lease that begins later. Where there are too few, it stays so within a plan: others that
+        want the same need not be looked for again."""
+        key = want, start, until, self._own_commitment(lease)
+        if key not in self._too_few:
+            seats = self.timetable.during(want, start - LEAD, until, key[-1])
+            if len(seats) >= want.pods:
+                return seats
+            self._too_few[key] = seats
+        return self._too_few[key]
 
     def _own_commitment(self, lease: LeaseFacts) -> str:
         """How the keys begin of what is kept for what a Reserved lease draws on; empty for all others."""

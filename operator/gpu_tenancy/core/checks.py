@@ -45,8 +45,8 @@ class Context:
     """What found no room, and what there is of it."""
     _wants: dict[Hashable, list[Want]] = field(default_factory=dict)
     """By UID of the lease, and by what all leases like it have in common."""
-    _closest: dict[str, list[Want]] = field(default_factory=dict)
-    """By UID of the lease: as things are when it is asked first."""
+    _closest: dict[Hashable, list[Want]] = field(default_factory=dict)
+    """By what all leases like it have in common: as things are when the first of them asks."""
     _common: dict[tuple[str, int, int, str, PodNeeds], Want] = field(default_factory=dict)
     _impossible: dict[Want, Refusal | None] = field(default_factory=dict)
 
@@ -56,11 +56,12 @@ class Context:
         wants = self.anywhere(lease)
         if lease.spec.pods == 1 and lease.spec.topology is None:
             return wants
-        if lease.uid not in self._closest:
+        key = _alike(lease), lease.spec.topology
+        if key not in self._closest:
             asked = lease.spec.topology
             found = (topology.closest(want, asked, self.world, self.topology_levels) for want in wants)
-            self._closest[lease.uid] = [one for several in found for one in several]
-        return self._closest[lease.uid]
+            self._closest[key] = [one for several in found for one in several]
+        return self._closest[key]
 
     def anywhere(self, lease: LeaseFacts) -> list[Want]:
         """What the lease asks for, wherever its pods may be: once for each model on which it may be placed."""

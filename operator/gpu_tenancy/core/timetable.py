@@ -80,15 +80,18 @@ class Timetable:
         self._world = world
         self._spans: dict[str, list[Span]] = defaultdict(list)
         """By UUID of the GPU."""
+        self._where: dict[str, list[str]] = defaultdict(list)
+        """UUIDs of the GPUs of which somebody has something."""
 
     def note(self, gpu: str, span: Span) -> None:
         """Enter somebody's part of a GPU."""
         self._spans[gpu].append(span)
+        self._where[span.who].append(gpu)
 
     def forget(self, who: str) -> None:
         """Strike out everything of somebody."""
-        for gpu, spans in self._spans.items():
-            self._spans[gpu] = [span for span in spans if span.who != who]
+        for gpu in set(self._where.pop(who, ())):
+            self._spans[gpu] = [span for span in self._spans[gpu] if span.who != who]
 
     def overlapping(self, gpu: str, mask: int, begins: datetime, until: datetime) -> Iterator[Span]:
         """What others have of a part of a GPU within a time."""
