@@ -234,6 +234,7 @@ def test_bad_manifests_are_named_with_file_document_and_field(
         ("{", "is neither JSON nor YAML"),
         ("{}", "has no list `items`"),
         ('{"items": [1]}', "items[0] is no Kubernetes object"),
+        ('{"items": [{"apiVersion": "v1", "kind": "Pod", "metadata": null}]}', "items[0].metadata needs name, uid"),
         ('{"items": [], "takenAt": "noon"}', 'takenAt: "noon" is no time'),
     ],
 )
