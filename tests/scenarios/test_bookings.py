@@ -547,3 +547,23 @@ def test_nothing_is_promised_on_a_node_that_is_dead() -> None:
     moved = cluster.leases[late].status.reservation
     assert moved is not None
     assert moved.places[0].node != dead.name
+
+
+def test_the_place_that_a_lease_of_slices_is_told_of_is_kept_for_it() -> None:
+    cluster = Cluster()
+    cluster.add_node("a", 1, mig={0})
+    small = [cluster.create(f"small-{number}", "1g.10gb") for number in range(7)]
+    cluster.run(6)
+    by_slice = {slot.start: lease for lease in small for _, slot in cluster.slots_of(lease)}
+    for start in by_slice.keys() - {0, 4}:
+        cluster.delete(by_slice[start])
+    cluster.run(12)
+    wide = cluster.create("wide", "3g.40gb")
+    cluster.run(2)
+    assert "there is room at slices 0-3 of GPU 0 on a once 1g.10gb at slice 0 ends" in said(cluster, wide)[1]
+    later = cluster.create("later", "1g.10gb")
+    cluster.run(6)
+    assert ready(cluster, later) == [later]
+    cluster.delete(by_slice[0])
+    cluster.run(12)
+    assert ready(cluster, wide) == [wide]

@@ -92,14 +92,14 @@ def test_at_the_end_that_was_told_it_gets_its_place() -> None:
 
 def test_a_smaller_one_that_came_later_is_placed_and_what_is_told_is_of_the_time_after() -> None:
     cluster, _ = fragmented()
-    wide, pair = cluster.create("wide", WIDE), cluster.create("pair", "2g.20gb", namespace="other")
+    wide, small = cluster.create("wide", WIDE), cluster.create("small", "1g.10gb", namespace="other")
     decided = plan(cluster.snapshot(), cluster.now)
     assert any(isinstance(action, SetSlots) for action in decided.actions)
     message = decided.refusals[wide].message
-    assert "GPU 0 on n1 has 4 free slices" in message
+    assert "GPU 0 on n1 has 5 free slices" in message
     assert "in the way: 1g.10gb at slice 0" in message
     cluster.run(4)
-    assert cluster.is_true(pair)
+    assert cluster.is_true(small)
     assert said(cluster, wide)[0] == "Fragmented"
 
 

@@ -272,18 +272,19 @@ class _Prospect:
         return ((part.at, part.blockers) for part in self._parts())
 
     def _parts(self) -> list[_Part]:
-        """Parts of its GPUs that do not overlap, by when they are free, those with fewest endless in the way first."""
+        """Parts of its GPUs that do not overlap, by when they are free, those with fewest endless in the way first; of
+        several as good the one that `fragments` names to whoever waits, the lowest."""
         found = [part for book in self._spans if _usable(book, self._want) for part in self._parts_of(book)]
-        return sorted(found, key=lambda part: (part.at, part.blockers, part.book.gpu.index, -part.start))
+        return sorted(found, key=lambda part: (part.at, part.blockers, part.book.gpu.index, part.start))
 
     def _parts_of(self, book: GpuBook) -> Iterator[_Part]:
         shape, taken = of_model(book.gpu.model)[self._want.profile], book.closed
         masks = {start: shape.mask(start) for start in shape.starts}
-        parts = [(self._free_at(book, mask), len(self._endless(book, mask)), -start) for start, mask in masks.items()]
-        for at, blockers, minus_start in sorted(parts):
-            if not taken & masks[-minus_start]:
-                taken |= masks[-minus_start]
-                yield _Part(at, blockers, book, -minus_start)
+        parts = [(self._free_at(book, mask), len(self._endless(book, mask)), start) for start, mask in masks.items()]
+        for at, blockers, start in sorted(parts):
+            if not taken & masks[start]:
+                taken |= masks[start]
+                yield _Part(at, blockers, book, start)
 
     # CPU and memory
 
